@@ -1,0 +1,206 @@
+"""Configuration: what a YAML file may say, and a sentence for everything it may not.
+
+A file has four sections: `model` (its fields belong to the system it names), `objective`, `data`
+and `train`. Reading is strict where YAML 1.1 surprises: `1e-3` is a number, `no` is a word, and a
+key given twice is an error. `Config` is generic in its model section, so that a system's own
+fields are checked, documented and suggested like any other.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of every section: frozen, strict, no unknown fields, docstrings become help."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+
+class ModelConfig(Settings):
+    """What every system's `Config` has; the rest of its fields are its own."""
+
+    system: str
+    """A built-in system (`hierarchy`) or the dotted name of a module with `Config` and `build`."""
+    shape: Annotated[list[Count], Field(min_length=1)]
+    """Shape of one datum: `[channels, height, width]` for images, `[n]` for vectors."""
+
+
+class ConstantSchedule(Settings):
+    """The same weight at every step."""
+
+    kind: Literal["constant"] = "constant"
+    value: NonNegative = 1.0
+    """Weight of the KL terms."""
+
+
+class LinearSchedule(Settings):
+    """A straight line, then flat."""
+
+    kind: Literal["linear"]
+    steps: Count
+    """Optimiser steps until `end` is reached."""
+    start: NonNegative = 0.0
+    """Weight at step 0."""
+    end: NonNegative = 1.0
+    """Weight from `steps` on."""
+
+
+class CosineSchedule(Settings):
+    """Half a cosine, then flat."""
+
+    kind: Literal["cosine"]
+    steps: Count
+    """Optimiser steps until `end` is reached."""
+    start: NonNegative = 0.0
+    """Weight at step 0."""
+    end: NonNegative = 1.0
+    """Weight from `steps` on."""
+
+
+class CyclicSchedule(Settings):
+    """Linear ramps that begin again every `period` steps."""
+
+    kind: Literal["cyclic"]
+    period: Count
+    """Optimiser steps in one cycle."""
+    ramp: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a cycle spent rising."""
+    cycles: Count | None = None
+    """Cycles until the weight stays at `end`; null goes on for ever."""
+    start: NonNegative = 0.0
+    """Weight at the beginning of a cycle."""
+    end: NonNegative = 1.0
+    """Weight at the top."""
+
+
+Schedule = Annotated[
+    ConstantSchedule | LinearSchedule | CosineSchedule | CyclicSchedule,
+    Field(discriminator="kind"),
+]
+
+
+class FreeBits(Settings):
+    """KL that costs nothing: a floor of `nats` for each unit named by `per`."""
+
+    nats: NonNegative
+    """The floor, in nats, of every layer, channel or element."""
+    per: Literal["layer", "channel", "element"] = "layer"
+    """What the floor holds for: a layer's whole KL, a channel summed over space, or one number."""
+    average: Literal["batch", "sample"] = "batch"
+    """Compare the floor with the mean over the batch, or with each sample before the mean."""
+
+
+class ObjectiveConfig(Settings):
+    """What is optimised; the reported ELBO never depends on it."""
+
+    beta: NonNegative = 1.0
+    """Weight of all KL terms, times the annealing."""
+    kl_annealing: Schedule = ConstantSchedule()
+    """Weight of the KL terms as a function of the optimiser step."""
+    free_bits: FreeBits | None = None
+    """KL that costs nothing; null for none."""
+
+
+class DataConfig(Settings):
+    """Which data, and how they are prepared. `data: NAME` is short for `data: {name: NAME}`."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """`digits` (bundled), `mnist`, `fashion_mnist`, `kmnist`, a folder of images, or a .npy/.npz file."""
+    root: str | None = None
+    """Folder of downloaded sets; null takes $LADDER_DATA, then the user's cache folder."""
+    binarize: Literal["none", "static", "dynamic"] = "none"
+    """Grey values as they are, drawn once, or drawn again for every training batch."""
+    resize: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+    """Resize to this height and width (bilinear); null keeps the size, except for `digits`,
+    which are always brought to the model's."""
+    channels: Literal[1, 3] | None = None
+    """Read image files as grey (1) or colour (3); null takes what the first file has."""
+    validation: Annotated[int, Field(ge=0)] = 0
+    """Data held out from the end of the training set to choose `best`; 0 evaluates on the test
+    split and chooses nothing."""
+
+
+class TrainConfig(Settings):
+    """How long, how, and what is written."""
+
+    epochs: Positive | None = None
+    """Passes over the training set; give this or `steps`."""
+    steps: Count | None = None
+    """Optimiser steps; give this or `epochs`."""
+    batch_size: Count = 128
+    """Data in one step."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam with coupled (adam) or decoupled (adamw) weight decay."""
+    lr: Positive = 1e-3
+    """Learning rate."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises linearly to `lr`."""
+    betas: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
+    ] = [0.9, 0.999]
+    """Decay of Adam's two averages."""
+    eps: Positive = 1e-8
+    """Adam's epsilon."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay."""
+    grad_clip: Positive | None = None
+    """Largest global gradient norm; null does not clip."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the average of the weights used to evaluate and sample; null keeps none."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of initialisation, order and noise."""
+    device: str = "auto"
+    """`auto` takes a GPU if there is one; or `cpu`, `cuda`, `cuda:1`, ..."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks; distributions and losses are float32 either way."""
+    log_every: Count = 50
+    """Steps between two lines of metrics.jsonl."""
+    evaluate_every: Count | None = None
+    """Steps between two evaluations; null evaluates after every epoch."""
+    checkpoint_every: Count = 1000
+    """Steps between two checkpoints."""
+    keep: Count = 3
+    """Newest checkpoints that are kept; `best` is kept as well."""
+    time_limit: Positive | None = None
+    """Minutes after which training stops with a checkpoint (exit code 75); null for none."""
+    resume: bool | str = False
+    """true goes on with the run in `--out` and fails if there is none, auto starts one then, a
+    path goes on with the run there."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of 'epochs' and 'steps'")
+        return self
+
+
+Model = TypeVar("Model", bound=ModelConfig)
+
+
+class Config(Settings, Generic[Model]):
+    """A whole file: the model, what it optimises, on which data, and how it trains."""
+
+    preset: str | None = None
+    """The preset that everything not said here is taken from."""
+    model: Model
+    """The model; its fields depend on `system`."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """What is optimised."""
+    data: DataConfig
+    """Which data."""
+    train: TrainConfig
+    """How it is trained."""
