@@ -1,0 +1,1 @@
+"""Deep hierarchical VAEs, declared in YAML."""

@@ -1,0 +1,8 @@
+"""Data as tensors: sets by name, folders and arrays, and batches made where the data live."""
+
+from __future__ import annotations
+
+from .batches import binarize, permutation, place, take
+from .sets import Splits, load
+
+__all__ = ["Splits", "binarize", "load", "permutation", "place", "take"]

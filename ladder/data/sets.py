@@ -1,0 +1,160 @@
+"""From a name to the three parts of a set, prepared and checked against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import DataConfig
+from ..errors import UserError, suggest
+from . import arrays, digits, folders, torchvision_sets
+from .batches import binarize, take
+from .images import CHUNK, resize, with_channels
+
+MOST_CHANNELS = 4  # red, green, blue and opacity; what has more has no colours
+
+NAMES = ("digits", *torchvision_sets.CLASSES)
+
+
+class Splits(NamedTuple):
+    """A set in three parts; all have the same shape and dtype.
+
+    Values are uint8, or float32 in [0, 1] where the source held floats; `batches.take` gives
+    floats in [0, 1] for both.
+    """
+
+    name: str
+    """The name of the set, folder or file."""
+    train: Tensor
+    """What is trained on, [N, *shape]."""
+    validation: Tensor
+    """Held out from the end of the training data, [N, *shape]; N may be 0."""
+    test: Tensor
+    """[N, *shape]."""
+
+
+def load(config: DataConfig, shape: Sequence[int], seed: int = 0) -> Splits:
+    """Find a set and prepare it for a model.
+
+    Binarisation `static` draws every part once; `dynamic` draws validation and test once, so
+    that evaluations agree, and leaves the training data grey for a draw in every batch.
+
+    Args:
+        config: Which data, and how they are prepared.
+        shape: Shape of one datum of the model.
+        seed: Seed of the binarisation that is drawn once.
+
+    Returns:
+        The parts, each [N, *shape].
+
+    Raises:
+        UserError: If there is no such set, it cannot be read, or it does not fit the model.
+    """
+    name = config.name if config.name in NAMES else Path(config.name).name
+    size = _size(config, shape)
+    train, test = (_shaped(part, config.channels, size) for part in _read(config, shape, size))
+    _check(name, train, test, shape)
+    train, validation = _hold_out(train, config.validation)
+    if config.binarize == "static":
+        train = _drawn(train, seed, part=0)
+    if config.binarize != "none":
+        validation, test = _drawn(validation, seed, part=1), _drawn(test, seed, part=2)
+    return Splits(name, train, validation, test)
+
+
+def _read(
+    config: DataConfig, shape: Sequence[int], size: tuple[int, int] | None
+) -> tuple[Tensor, Tensor]:
+    if config.name == "digits":
+        return digits.load()
+    if config.name in torchvision_sets.CLASSES:
+        return torchvision_sets.load(config.name, config.root)
+    path = Path(config.name).expanduser()
+    if path.is_dir():
+        return folders.load(path, config.channels, size)
+    if path.suffix.lower() in (".npy", ".npz"):
+        return arrays.load(path, shape)
+    raise UserError(
+        f"data.name: there is no set or folder '{config.name}' (a folder of images or a .npy or "
+        f".npz file would do too){suggest(config.name, NAMES)}"
+    )
+
+
+def _size(config: DataConfig, shape: Sequence[int]) -> tuple[int, int] | None:
+    """Height and width that images are brought to, if any."""
+    if isinstance(config.resize, int):
+        return config.resize, config.resize
+    if config.resize is not None:
+        return config.resize[0], config.resize[1]
+    # The digits stand in for any set, so they come in any size.
+    return (shape[1], shape[2]) if config.name == "digits" and len(shape) == 3 else None
+
+
+def _shaped(images: Tensor, channels: int | None, size: tuple[int, int] | None) -> Tensor:
+    if images.ndim != 4:
+        if channels is not None or size is not None:
+            raise UserError(
+                f"data.{'resize' if channels is None else 'channels'}: data of shape "
+                f"{_list(images.shape[1:])} are not images; leave it out"
+            )
+        return images
+    if channels is not None and images.shape[1] <= MOST_CHANNELS:
+        images = with_channels(images, channels)
+    return images if size is None else resize(images, size)
+
+
+def _check(name: str, train: Tensor, test: Tensor, shape: Sequence[int]) -> None:
+    for part, images in (("train", train), ("test", test)):
+        if images.numel() == 0:
+            raise UserError(f"data: the {part} part of '{name}' is empty; put data there")
+    found = list(train.shape[1:])
+    if found != list(shape):
+        raise UserError(
+            f"data: '{name}' holds data of shape {_list(found)}, but model.shape is "
+            f"{_list(shape)}; give {_fix(found, list(shape))}model.shape={_list(found)}"
+        )
+
+
+def _fix(found: list[int], shape: list[int]) -> str:
+    """The settings that would bring the data to the model, or nothing if there are none."""
+    if len(found) != 3 or len(shape) != 3:
+        return ""
+    if found[0] != shape[0] and (found[0] > MOST_CHANNELS or shape[0] not in (1, 3)):
+        return ""
+    settings = []
+    if found[0] != shape[0]:
+        settings.append(f"data.channels={shape[0]}")
+    if found[1:] != shape[1:]:
+        settings.append(f"data.resize={_list(shape[1:])}")
+    return f"{' and '.join(settings)}, or "
+
+
+def _list(shape: Sequence[int]) -> str:
+    """As it would be written on the command line."""
+    return f"[{','.join(map(str, shape))}]"
+
+
+def _hold_out(train: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    if count >= len(train):
+        raise UserError(
+            f"data.validation: {count} of {len(train)} training data cannot be held out; "
+            f"give at most {len(train) - 1}"
+        )
+    return train[: len(train) - count], train[len(train) - count :]
+
+
+def _drawn(images: Tensor, seed: int, part: int) -> Tensor:
+    """Binarise once: 0 and the largest value, in the dtype of the images."""
+    state = np.random.SeedSequence([seed, part]).generate_state(1)
+    generator = torch.Generator().manual_seed(int(state[0]))
+    one = 255 if images.dtype == torch.uint8 else 1
+    drawn = torch.empty_like(images)
+    for rows in torch.arange(len(images)).split(CHUNK):
+        zeros_and_ones = binarize(take(images, rows, torch.device("cpu")), generator)
+        drawn[rows] = zeros_and_ones.mul_(one).to(images.dtype)
+    return drawn

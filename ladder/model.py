@@ -1,0 +1,128 @@
+"""The spine: two passes, up and down, and nothing else.
+
+    x --bottom_up--> {name: evidence} --top_down--> features, {name: Latent} --likelihood--> p(x|z)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ladder.latent import Latent
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Constant(nn.Module):
+    """The state above the top layer: one tensor for every datum.
+
+    Args:
+        shape: Shape of the state without the batch; `(0,)` is no state at all.
+        learned: Whether the tensor, zeros at first, is a parameter.
+    """
+
+    value: Tensor
+
+    def __init__(self, *shape: int, learned: bool = False) -> None:
+        super().__init__()
+        value = torch.zeros(1, *shape)
+        if learned:
+            self.value = nn.Parameter(value)
+        else:
+            self.register_buffer("value", value, persistent=False)
+
+    def forward(self, n: int) -> Tensor:
+        """Return the state for `n` data, `[n, *shape]`."""
+        return self.value.expand(n, *self.value.shape[1:])
+
+
+class TopDown(nn.Module):
+    """The generative path and, with evidence, the top-down half of inference.
+
+    Args:
+        start: `n -> state` above the top layer.
+        layers: Stochastic layers by name, top first.
+        finish: `state -> features` for the likelihood.
+    """
+
+    def __init__(
+        self, start: nn.Module, layers: Mapping[str, nn.Module], finish: nn.Module
+    ) -> None:
+        super().__init__()
+        self.start = start
+        self.layers = nn.ModuleDict(layers)
+        self.finish = finish
+
+    def forward(
+        self,
+        n: int,
+        evidence: Mapping[str, Any] = NOTHING,
+        z: Mapping[str, Tensor] = NOTHING,
+        temperature: float | Tensor = 1.0,
+    ) -> tuple[Any, dict[str, Latent]]:
+        """Walk from the top to the data.
+
+        Args:
+            n: Number of data B.
+            evidence: What the bottom-up pass says, by layer; a layer without it draws from its
+                prior.
+            z: Values to take as they are, by layer, each `[B, *latent]`.
+            temperature: Multiplies the standard deviation of every prior that is drawn from.
+
+        Returns:
+            Features for the likelihood, and every layer's latent by name, top first.
+        """
+        state = self.start(n)
+        latents: dict[str, Latent] = {}
+        for name, layer in self.layers.items():
+            state, latents[name] = layer(state, evidence.get(name), z.get(name), temperature)
+        return self.finish(state), latents
+
+
+class HierarchicalVAE(nn.Module):
+    """A hierarchical VAE: `bottom_up`, `top_down`, `likelihood`.
+
+    Args:
+        bottom_up: `x -> {name: evidence}`.
+        top_down: The generative path.
+        likelihood: `features -> p(x|z)`, a value with `log_prob`, `mean` and `sample`.
+
+    Attributes:
+        config: The model section it was built from; set by `build_model`.
+    """
+
+    config: Any = None
+
+    def __init__(self, bottom_up: nn.Module, top_down: TopDown, likelihood: nn.Module) -> None:
+        super().__init__()
+        self.bottom_up = bottom_up
+        self.top_down = top_down
+        self.likelihood = likelihood
+
+    def forward(self, x: Tensor) -> tuple[Any, dict[str, Latent]]:
+        """Infer every latent of `x`, `[B, *shape]`, and return p(x|z) and the latents."""
+        features, latents = self.top_down(x.shape[0], self.bottom_up(x))
+        return self.likelihood(features), latents
+
+    def decode(
+        self,
+        n: int,
+        z: Mapping[str, Tensor] = NOTHING,
+        temperature: float | Tensor = 1.0,
+    ) -> tuple[Any, dict[str, Latent]]:
+        """Generate `n` data: latents in `z` as given, the others from their priors.
+
+        Args:
+            n: Number of data B.
+            z: Values by layer name, each `[B, *latent]`.
+            temperature: Multiplies the standard deviation of every prior that is drawn from.
+
+        Returns:
+            p(x|z) and the latents.
+        """
+        features, latents = self.top_down(n, z=z, temperature=temperature)
+        return self.likelihood(features), latents

@@ -1,0 +1,41 @@
+"""Noise as a function of a seed: reproducible, and gone when the block ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Seed torch's generators inside the block, and give them back as they were.
+
+    Args:
+        seed: The seed; `None` leaves the generators alone.
+    """
+    if seed is None:
+        yield
+        return
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def reseed(seed: int, step: int, rank: int = 0) -> None:
+    """Make the noise of one training step a function of (seed, step, rank) alone.
+
+    So a resumed run draws what the uninterrupted one would have drawn, evaluations in between
+    change nothing, and a step that failed can be run again to see where.
+
+    Args:
+        seed: The run's seed.
+        step: Optimiser step.
+        rank: Rank of the process.
+    """
+    # torch's CPU generator keeps 32 bits of a seed: consecutive steps must differ in those.
+    origin = int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint32)[0])
+    torch.manual_seed((origin + step) % 2**32)

@@ -1,0 +1,67 @@
+"""Modules `h -> Normal`: the priors, and every other Gaussian that a network emits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ladder.distributions import Normal
+
+
+def _half(v: Tensor) -> Tensor:
+    return 0.5 * v
+
+
+def _log_sqrt_softplus(v: Tensor) -> Tensor:
+    return 0.5 * F.softplus(v).log()
+
+
+# What a network's raw output means, as a map to the log of the standard deviation.
+SCALES: dict[str, Callable[[Tensor], Tensor]] = {
+    "log_variance": _half,
+    "log_scale": torch.Tensor.clone,
+    "softplus_variance": _log_sqrt_softplus,
+}
+
+
+class StandardNormal(nn.Module):
+    """N(0, I) whatever the state; the usual top.
+
+    Args:
+        shape: Shape of z without the batch.
+    """
+
+    zeros: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("zeros", torch.zeros(shape), persistent=False)
+
+    def forward(self, h: Tensor) -> Normal:
+        """Return zero mean and unit scale for each of the B rows of `h`."""
+        zeros = self.zeros.expand(h.shape[0], *self.zeros.shape)
+        return Normal(zeros, zeros)
+
+
+class ConditionalNormal(nn.Module):
+    """A Gaussian given features: the one place where they become one, in float32 or better.
+
+    Args:
+        net: Affine map to twice the latent's channels, on axis 1: means, then raw scales.
+        scale: What the raw scales are, a key of `SCALES`.
+    """
+
+    def __init__(self, net: nn.Module, scale: str = "log_variance") -> None:
+        super().__init__()
+        self.net = net
+        self.log_scale = SCALES[scale]
+
+    def forward(self, h: Tensor) -> Normal:
+        """Map features `[B, C, ...]` to a Gaussian over `[B, latent, ...]`."""
+        out = self.net(h)
+        # Under autocast `out` is bfloat16; distributions are not.
+        mean, raw = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(2, dim=1)
+        return Normal(mean, self.log_scale(raw))

@@ -1,0 +1,1 @@
+"""Systems: each a module with a `Config` and a `build`."""

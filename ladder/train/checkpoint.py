@@ -1,0 +1,151 @@
+"""Checkpoints that are whole or not there, and resuming from them bit for bit.
+
+A checkpoint is a folder `step-00001000` with config.json and model.safetensors, the weights one
+would use (the average, with EMA), so that `from_pretrained` takes it; and state.pt, what else
+training needs, tensors and plain values only. The files `last` and `best` name one.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ladder.errors import UserError, WorkFailed
+from ladder.files import sync, write_atomic
+from ladder.pretrained import (
+    CONFIG,
+    WEIGHTS,
+    config_json,
+    load_weights,
+    read_weights,
+    weights_bytes,
+)
+from ladder.train.ema import averaged
+from ladder.train.state import State
+
+STATE = "state.pt"
+
+
+def save(folder: Path, state: State, keep: int) -> Path:
+    """Write a checkpoint, point `last` to it, then drop the oldest.
+
+    Args:
+        folder: The run's `checkpoints` folder.
+        state: The run between two steps.
+        keep: Newest checkpoints to keep, besides `best`.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        WorkFailed: If it cannot be written; earlier checkpoints are untouched.
+    """
+    name = f"step-{state.step:08d}"
+    try:
+        folder.mkdir(exist_ok=True)
+        if not (folder / name).is_dir():
+            _write(folder, name, state)
+        write_atomic(folder / "last", name)
+    except OSError as error:
+        previous = pointed(folder, "last")
+        whole = f"{previous.name}, the previous one, is whole" if previous else "none was written yet"
+        raise WorkFailed(
+            f"{folder / name}: the checkpoint cannot be written: {error.strerror}; {whole}"
+        ) from None
+    prune(folder, keep)
+    return folder / name
+
+
+def _write(folder: Path, name: str, state: State) -> None:
+    temporary = folder / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        with averaged(state):
+            write_atomic(temporary / WEIGHTS, weights_bytes(state.model.state_dict()))
+        write_atomic(temporary / CONFIG, config_json(state.model))
+        buffer = io.BytesIO()
+        torch.save(_rest(state), buffer)
+        write_atomic(temporary / STATE, buffer.getvalue())
+        sync(temporary)
+        temporary.replace(folder / name)
+        sync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rest(state: State) -> dict[str, Any]:
+    # With EMA the safetensors file holds the average; the weights in training are kept here.
+    weights = None if state.average is None else [p.detach() for p in state.model.parameters()]
+    return {
+        "step": state.step,
+        "optimizer": state.optimizer.state_dict(),
+        "weights": weights,
+        "meter": state.meter.state_dict(),
+    }
+
+
+def restore(path: Path, state: State) -> None:
+    """Take up a run where a checkpoint left it.
+
+    Args:
+        path: The checkpoint.
+        state: A new state of the same configuration; changed in place.
+
+    Raises:
+        UserError: If a file is truncated, pickled, or of another model; nothing is changed then.
+    """
+    weights = read_weights(path / WEIGHTS)
+    rest = _read_rest(path / STATE)
+    load_weights(state.model, weights, str(path / WEIGHTS))
+    try:
+        _take_up(rest, state)
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{path / STATE}: of another optimiser or model: {error}") from None
+
+
+@torch.no_grad()
+def _take_up(rest: dict[str, Any], state: State) -> None:
+    if (state.average is None) != (rest["weights"] is None):
+        raise ValueError("train.ema was changed between null and a value")
+    if state.average is not None:
+        for parameter, mean, weight in zip(
+            state.model.parameters(), state.average, rest["weights"], strict=True
+        ):
+            mean.copy_(parameter)
+            parameter.copy_(weight)
+    state.optimizer.load_state_dict(rest["optimizer"])
+    state.meter.load_state_dict(rest["meter"])
+    state.step = rest["step"]
+
+
+def _read_rest(path: Path) -> dict[str, Any]:
+    try:
+        rest = torch.load(path, map_location="cpu", weights_only=True)
+        return {key: rest[key] for key in ("step", "optimizer", "weights", "meter")}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path}: truncated, or not a training state that ladder wrote; "
+            "resume from an earlier checkpoint by writing its name into 'last'"
+        ) from None
+
+
+def pointed(folder: Path, pointer: str) -> Path | None:
+    """The checkpoint that `last` or `best` names, or `None`."""
+    file = folder / pointer
+    return folder / file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, `last` and `best`."""
+    named = {pointed(folder, "last"), pointed(folder, "best")}
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        if old not in named:
+            shutil.rmtree(old)

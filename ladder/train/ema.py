@@ -1,0 +1,39 @@
+"""The exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ladder.train.state import State
+
+
+@torch.no_grad()
+def update(state: State, decay: float) -> None:
+    """average = decay * average + (1 - decay) * parameters; nothing once a step has failed."""
+    if state.average is not None:
+        weight = (1.0 - decay) * (1.0 - state.failed)
+        torch._foreach_lerp_(state.average, list(state.model.parameters()), weight)
+
+
+@contextmanager
+def averaged(state: State) -> Iterator[None]:
+    """Put the averaged weights, if there are any, into the model inside the block."""
+    if state.average is None:
+        yield
+        return
+    parameters = list(state.model.parameters())
+    _exchange(parameters, state.average)
+    try:
+        yield
+    finally:
+        _exchange(parameters, state.average)
+
+
+@torch.no_grad()
+def _exchange(parameters: list[torch.nn.Parameter], average: list[Tensor]) -> None:
+    for parameter, mean in zip(parameters, average, strict=True):
+        parameter.data, mean.data = mean.data, parameter.data

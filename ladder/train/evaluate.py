@@ -1,0 +1,88 @@
+"""The bound on held-out data."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ladder.data import take
+from ladder.model import HierarchicalVAE
+from ladder.noise import seeded
+from ladder.objectives import elbo, iw_elbo
+
+SEED = 20_160_901  # of evaluation's noise, so that two evaluations differ only by their models
+
+
+class Evaluation(NamedTuple):
+    """Means over a split, in nats per datum.
+
+    Attributes:
+        elbo: Reported ELBO with the estimator that the model's posteriors have.
+        nll: -log p(x|z).
+        kl: KL of each layer by name.
+        iw: Importance-weighted bound on log p(x), or `None`.
+        samples: K of `iw`; 0 without it.
+        n: Number of data.
+        bpd: Bits per dimension of `iw` if there is one, else of `elbo`.
+    """
+
+    elbo: float
+    nll: float
+    kl: dict[str, float]
+    iw: float | None
+    samples: int
+    n: int
+    bpd: float
+
+
+@torch.inference_mode()
+def evaluate(
+    model: HierarchicalVAE,
+    images: Tensor,
+    batch_size: int = 128,
+    samples: int = 0,
+    seed: int = SEED,
+) -> Evaluation:
+    """Measure the bound, without touching torch's generators or the model's mode.
+
+    Args:
+        model: The model.
+        images: Prepared data, `[N, *shape]`, uint8 or in [0, 1].
+        batch_size: Data at once.
+        samples: Importance samples K; 0 measures only the ELBO.
+        seed: Seed of the noise.
+
+    Returns:
+        The means.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    sums: dict[str, Tensor] = {}
+    with seeded(seed):
+        model.eval()
+        for index in torch.arange(len(images)).split(batch_size):
+            x = take(images, index, device)
+            for name, values in _measure(model, x, samples).items():
+                sums[name] = sums.get(name, 0.0) + values.double().sum()
+    model.train(training)
+    means = {name: (total / len(images)).item() for name, total in sums.items()}
+    bound = means.get("iw", means["elbo"])
+    return Evaluation(
+        elbo=means["elbo"],
+        nll=means["nll"],
+        kl={name: v for name, v in means.items() if name.startswith("z")},
+        iw=means.get("iw"),
+        samples=samples,
+        n=len(images),
+        bpd=-bound / (math.log(2.0) * images[0].numel()),
+    )
+
+
+def _measure(model: HierarchicalVAE, x: Tensor, samples: int) -> dict[str, Tensor]:
+    px, latents = model(x)
+    terms = elbo(px, latents, x)
+    values = {"elbo": terms.elbo, "nll": -terms.log_px, **terms.kl}
+    return {**values, "iw": iw_elbo(model, x, samples)} if samples else values

@@ -1,0 +1,90 @@
+"""When a loss is not finite: which module was the first to go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ladder.config import Config, ModelConfig
+from ladder.model import HierarchicalVAE
+from ladder.train.step import beta_at, forward_terms, prepare
+
+
+def first_offender(
+    model: HierarchicalVAE, x: Tensor, step: int, config: Config[ModelConfig]
+) -> str:
+    """Run a failed step again and find what was the first to be not finite.
+
+    Args:
+        model: The model with the weights the step began with.
+        x: The step's data, before binarisation.
+        step: The step, so that its noise is the same.
+        config: The run's configuration.
+
+    Returns:
+        A clause that names layer and module: of a weight, else of the forward pass in the order
+        of execution, else of a term of the objective, else of the first gradient.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"the weight {_place(name)}"
+    found: list[str] = []
+    with _watched(model, found):
+        terms = forward_terms(model, prepare(x, step, config), beta_at(config.objective, step), config)
+    if found:
+        return f"the output of {_place(found[0])}"
+    for name, kl in terms.kl.items():
+        if not kl.isfinite().all():
+            return f"the KL of layer {name}"
+    if not terms.log_px.isfinite().all():
+        return "the log-likelihood, module likelihood"
+    terms.loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"the gradient of {_place(name)}"
+    return "the gradient norm"
+
+
+class _watched:  # noqa: N801 (a context manager, used like a function)
+    """Note in `found` the names of modules whose output is not finite, in order of execution."""
+
+    def __init__(self, model: nn.Module, found: list[str]) -> None:
+        self.model, self.found = model, found
+
+    def __enter__(self) -> None:
+        self.handles = [
+            module.register_forward_hook(self._hook(name))
+            for name, module in self.model.named_modules()
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if not all(t.isfinite().all() for t in _tensors(output)):
+                self.found.append(name)
+
+        return hook
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _tensors(inner)
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from _tensors(inner)
+
+
+def _place(name: str) -> str:
+    layer = re.search(r"\bz\d+\b", name)
+    where = f"layer {layer[0]}, " if layer else ""
+    return f"{where}module {name or 'model'}"

@@ -1,0 +1,94 @@
+"""Everything that changes while training, in one record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ladder.build import build_model
+from ladder.config import Config, ModelConfig, TrainConfig
+from ladder.errors import UserError
+from ladder.model import HierarchicalVAE
+from ladder.noise import seeded
+from ladder.train.meter import Meter
+
+
+@dataclass
+class State:
+    """A training run between two steps.
+
+    Attributes:
+        model: The model being trained.
+        optimizer: Its fused optimiser.
+        average: Running average of the parameters, in their order; `None` without EMA.
+        step: Optimiser steps done.
+        failed: 0-dim float32 on the device; 1 from the first step on that was not finite. Once
+            set, no update changes anything, so the weights stay those that failed.
+        meter: Sums of the metrics since they were last written.
+    """
+
+    model: HierarchicalVAE
+    optimizer: torch.optim.Adam
+    average: list[Tensor] | None
+    step: int
+    failed: Tensor
+    meter: Meter
+
+
+def new_state(config: Config[ModelConfig], device: torch.device) -> State:
+    """Build the model and its optimiser, seeded by the configuration.
+
+    Args:
+        config: The run's configuration.
+        device: Where to train.
+
+    Returns:
+        The state before the first step.
+    """
+    with seeded(config.train.seed):
+        model = build_model(config=config).to(device)
+    average = [p.detach().clone() for p in model.parameters()] if config.train.ema else None
+    failed = torch.zeros((), device=device)
+    optimizer = _optimizer(model, config.train)
+    # The fused kernels leave everything as it is while this is 1, without asking the host.
+    optimizer.found_inf = failed  # type: ignore[attr-defined]
+    return State(model, optimizer, average, 0, failed, Meter(device))
+
+
+def _optimizer(model: HierarchicalVAE, train: TrainConfig) -> torch.optim.Adam:
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
+    return kind(
+        model.parameters(),
+        lr=train.lr,
+        betas=(train.betas[0], train.betas[1]),
+        eps=train.eps,
+        weight_decay=train.weight_decay,
+        fused=True,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1` into a device that is there.
+
+    Args:
+        name: What the configuration says.
+
+    Returns:
+        The device.
+
+    Raises:
+        UserError: If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"train.device: no device '{name}'; try auto, cpu or cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"train.device: '{name}' is not there; try auto or cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"train.device: '{name}' is not supported; try auto, cpu or cuda")
+    return device

@@ -1,0 +1,95 @@
+"""One optimiser step, with no word from the device to the host."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ladder.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from ladder.data import binarize
+from ladder.model import HierarchicalVAE
+from ladder.noise import reseed
+from ladder.objectives import Terms, elbo
+from ladder.schedules import SCHEDULES
+from ladder.train import ema
+from ladder.train.state import State
+
+
+def beta_at(objective: ObjectiveConfig, step: int) -> Tensor:
+    """Weight of the KL terms at a step, 0-dim float32."""
+    schedule = objective.kl_annealing.model_dump()
+    value = SCHEDULES[schedule.pop("kind")](step, **schedule)
+    return (objective.beta * value).float()
+
+
+def lr_at(train: TrainConfig, step: int) -> float:
+    """Learning rate of a step: a linear rise over the warm-up, then flat."""
+    return train.lr * min(1.0, (step + 1) / (train.warmup_steps + 1))
+
+
+def forward_terms(
+    model: HierarchicalVAE, x: Tensor, beta: Tensor, config: Config[ModelConfig]
+) -> Terms:
+    """The objective on a batch `[B, *shape]`, networks in the configured precision."""
+    low = config.train.precision == "bfloat16"
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
+        px, latents = model(x)
+    return elbo(px, latents, x, beta, config.objective.free_bits)
+
+
+def prepare(x: Tensor, step: int, config: Config[ModelConfig]) -> Tensor:
+    """Begin a step: seed its noise, and binarise the batch if it is to be drawn anew."""
+    reseed(config.train.seed, step)
+    return binarize(x) if config.data.binarize == "dynamic" else x
+
+
+def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
+    """Update the weights once; metrics go to the meter, a failure to `state.failed`.
+
+    Args:
+        state: The run; changed in place.
+        x: Grey or binary data in [0, 1], `[B, *shape]`, on the device.
+        config: The run's configuration.
+    """
+    x = prepare(x, state.step, config)
+    beta = beta_at(config.objective, state.step)
+    terms = forward_terms(state.model, x, beta, config)
+    state.optimizer.zero_grad()
+    terms.loss.backward()
+    norm = gradient_norm(state.model, config.train.grad_clip)
+    with torch.no_grad():
+        fine = terms.loss.isfinite() & norm.isfinite()
+        state.failed.copy_(torch.maximum(state.failed, 1.0 - fine.float()))
+    state.optimizer.param_groups[0]["lr"] = lr_at(config.train, state.step)
+    state.optimizer.step()
+    if config.train.ema is not None:
+        ema.update(state, config.train.ema)
+    state.meter.add({**metrics(terms), "train/grad_norm": norm}, x.shape[0])
+    state.step += 1
+
+
+def gradient_norm(model: HierarchicalVAE, clip: float | None) -> Tensor:
+    """Global gradient norm before clipping; with `clip` the gradients are rescaled to it."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    return norm
+
+
+def metrics(terms: Terms) -> dict[str, Tensor]:
+    """Names and 0-dim batch means of what is logged at every step, in nats per datum."""
+    kl = {f"kl/{padded(name)}": v.mean() for name, v in terms.kl.items()}
+    log_px = terms.log_px.mean()
+    return {
+        "train/loss": terms.loss,
+        "train/elbo": terms.elbo.mean(),
+        "train/nll": -log_px,
+        "train/kl": torch.stack(list(kl.values())).sum(),
+        **kl,
+    }
+
+
+def padded(name: str) -> str:
+    """`z1` as `z01`, so that names of metrics sort like the layers."""
+    return f"z{int(name[1:]):02d}"
