@@ -21,7 +21,7 @@ def seeded(seed: int | None) -> Iterator[None]:
         return
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        _seed(seed)
         yield
 
 
@@ -38,4 +38,11 @@ def reseed(seed: int, step: int, rank: int = 0) -> None:
     """
     # torch's CPU generator keeps 32 bits of a seed: consecutive steps must differ in those.
     origin = int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint32)[0])
-    torch.manual_seed((origin + step) % 2**32)
+    _seed((origin + step) % 2**32)
+
+
+def _seed(seed: int) -> None:
+    # Not `torch.manual_seed`: without a GPU in use that notes a stack trace for later, each time.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)

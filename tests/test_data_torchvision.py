@@ -90,6 +90,7 @@ def test_a_read_only_folder_is_left_as_it_is(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache" / "ladder" / "MNIST" / "raw").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_two_may_unpack_at_once(tmp_path: Path) -> None:
     copy_archives(tmp_path / "data")
     code = (
@@ -143,30 +144,24 @@ def test_a_broken_torchvision_hinders_only_what_needs_it(tmp_path: Path) -> None
     (tmp_path / "torchvision" / "__init__.py").write_text(
         "raise RuntimeError('operator torchvision::nms does not exist')"
     )
-    (tmp_path / "images").mkdir()
-    for name in ("a.png", "b.png"):
-        (tmp_path / "images" / name).write_bytes(b"")
     code = f"""
 from ladder.config import DataConfig
 from ladder.data import load
 from ladder.errors import UserError
 print(len(load(DataConfig(name="digits", resize=14), [1, 14, 14]).train))
-for name in ("mnist", {str(tmp_path / "images")!r}):
-    try:
-        load(DataConfig(name=name), {SHAPE})
-    except UserError as error:
-        print(error)
+try:
+    load(DataConfig(name="mnist"), {SHAPE})
+except UserError as error:
+    print(error)
 """
     result = run(code, tmp_path)
     assert result.returncode == 0, result.stderr
-    digits, *sentences = result.stdout.splitlines()
+    digits, sentence = result.stdout.splitlines()
     assert digits == "1497"
-    assert len(sentences) == 2
-    for sentence in sentences:
-        assert "does not match the installed torch" in sentence
-        assert "operator torchvision::nms does not exist" in sentence
-        assert "reinstall both together" in sentence
-        assert "data=digits" in sentence
+    assert "does not match the installed torch" in sentence
+    assert "operator torchvision::nms does not exist" in sentence
+    assert "reinstall both together" in sentence
+    assert "data=digits" in sentence
 
 
 def test_data_and_digits_do_not_import_torchvision() -> None:

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def load(path: Path, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     Raises:
         UserError: If the file cannot be read, or holds other arrays, axes or values.
     """
-    train, test = (_axes(a, shape, path) for a in _parts(path, _open(path)))
+    train, test = _parts([_axes(array, shape, path) for array in _open(path)], path)
     if train.dtype != test.dtype or train.shape[1:] != test.shape[1:]:
         raise UserError(
             f"data: {path.name} holds {_said(train)} to train on but {_said(test)} to test on; "
@@ -47,16 +48,16 @@ def load(path: Path, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     return _values(train, test, path.name)
 
 
-def _open(path: Path) -> dict[str, np.ndarray]:
-    """All arrays that are needed, by their names; a bare array is called by the empty name."""
+def _open(path: Path) -> list[np.ndarray]:
+    """The arrays to train and to test on, or the only one."""
     if not path.is_file():
         raise UserError(f"data: there is no file {path}; give the path of a .npy or .npz file")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {key: loaded[key] for key in _keys(loaded.files, path)}
+        with path.open("rb") as file:  # given a path, NumPy leaves a damaged archive open
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return [loaded]
+            return [loaded[key] for key in _keys(loaded.files, path)]
     except UserError:
         raise
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
@@ -83,13 +84,11 @@ def _keys(found: list[str], path: Path) -> Sequence[str]:
     )
 
 
-def _parts(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _parts(arrays: list[np.ndarray], path: Path) -> tuple[np.ndarray, np.ndarray]:
     if len(arrays) == 2:
-        train, test = arrays.values()
-        return train, test
-    (array,) = arrays.values()
-    n = training_rows(len(array) if array.ndim else 0, f"data: {path.name}")
-    return array[:n], array[n:]
+        return arrays[0], arrays[1]
+    n = training_rows(len(arrays[0]), f"data: {path.name}")
+    return arrays[0][:n], arrays[0][n:]
 
 
 def _axes(array: np.ndarray, shape: Sequence[int], path: Path) -> np.ndarray:
@@ -121,15 +120,13 @@ def _said(array: np.ndarray) -> str:
 def _values(train: np.ndarray, test: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
     """Check the range and bring both parts to uint8 or float32."""
     if train.dtype.kind == "f":
-        return _floats(train, name), _floats(test, name)
+        return _floats(train, test, name)
     if train.dtype.kind not in "bui":
         raise UserError(
             f"data: {name} holds values of type {train.dtype}; "
             "give integers in 0 to 255 or floats in [0, 1]"
         )
-    parts = [part for part in (train, test) if part.size]
-    low = min((int(part.min()) for part in parts), default=0)
-    high = max((int(part.max()) for part in parts), default=0)
+    low, high = (int(end) for end in _range(train, test))
     if low < 0 or high > 255:
         raise UserError(
             f"data: {name} holds integers from {low} to {high}; "
@@ -144,11 +141,17 @@ def _bytes(array: np.ndarray, scale: int) -> Tensor:
     return torch.from_numpy(values if scale == 1 else values * np.uint8(scale))
 
 
-def _floats(array: np.ndarray, name: str) -> Tensor:
+def _range(train: np.ndarray, test: np.ndarray) -> tuple[Any, Any]:
+    """Smallest and largest value of both parts; NaN if there is one."""
+    ends = [end for part in (train, test) if part.size for end in (part.min(), part.max())]
+    return (np.min(ends), np.max(ends)) if ends else (0, 0)
+
+
+def _floats(train: np.ndarray, test: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
     with np.errstate(over="ignore"):  # what overflows becomes infinite and is found below
-        values = np.ascontiguousarray(array, dtype=np.float32)
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if not (np.isfinite(low) and np.isfinite(high)):  # min and max pass NaN on
+        train, test = (np.ascontiguousarray(a, dtype=np.float32) for a in (train, test))
+    low, high = (float(end) for end in _range(train, test))
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise UserError(
             f"data: {name} holds NaN or infinite values (minimum {low:g}, maximum {high:g}); "
             "remove or replace them"
@@ -157,7 +160,7 @@ def _floats(array: np.ndarray, name: str) -> Tensor:
         raise UserError(
             f"data: {name} holds floats from {low:g} to {high:g}, not in [0, 1]; {_fix(low, high)}"
         )
-    return torch.from_numpy(values)
+    return torch.from_numpy(train), torch.from_numpy(test)
 
 
 def _fix(low: float, high: float) -> str:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from .holdout import training_rows
-from .images import resize, with_channels
+from .images import resize
 from .quote import quoted
-from .torchvision_import import torchvision
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+GREY_MODES = ("1", "L", "LA")
 TEST_FOLDERS = ("test", "val", "valid")
 
 
@@ -30,7 +35,7 @@ def load(
         folder: With `train` and one of `test`, `val`, `valid` in it; without them, the last
             tenth of all files (at least one) is for testing.
         channels: 1 reads grey, 3 reads colour, None takes what the first file has; opacity is
-            dropped.
+            dropped, and 16 bits become 8.
         size: Height and width every image is brought to; None asks for images of one size.
 
     Returns:
@@ -40,7 +45,7 @@ def load(
         UserError: If there are too few images, one cannot be read, or they do not fit together.
     """
     train, test = _parts(folder)
-    read = partial(_read, torchvision("io"), channels=channels, size=size)
+    read = partial(_read, channels=channels, size=size)
     first = train[0]
     like = read(first)
     return _stack(train, read, first, like), _stack(test, read, first, like)
@@ -71,21 +76,33 @@ def _images(folder: Path) -> list[Path]:
     return sorted(seen, key=lambda p: p.relative_to(folder).parts)
 
 
-def _read(io: Any, path: Path, channels: int | None, size: tuple[int, int] | None) -> Tensor:
+def _read(path: Path, channels: int | None, size: tuple[int, int] | None) -> Tensor:
     """Decode one file: uint8 [C, H, W] with C 1 or 3."""
-    mode = {None: io.ImageReadMode.UNCHANGED, 1: io.ImageReadMode.GRAY, 3: io.ImageReadMode.RGB}
+    # Pillow, because torchvision's decoders are deprecated; here, because little else needs it.
+    from PIL import Image, ImageOps
+
     try:
-        image = io.decode_image(io.read_file(str(path)), mode[channels])
-    except (RuntimeError, ValueError) as error:
+        with Image.open(path) as image:
+            if getattr(image, "is_animated", False):
+                raise UserError(f"data: {path} is an animation; replace it by a single image")
+            pixels = _pixels(ImageOps.exif_transpose(image), channels)
+    except (OSError, SyntaxError, struct.error) as error:  # Pillow's words for a broken file
         raise UserError(
             f"data: {path} cannot be read as an image ({quoted(error)}); replace or remove it"
         ) from error
-    if image.ndim != 3:
-        raise UserError(f"data: {path} is an animation; replace it by a single image")
-    if image.dtype != torch.uint8:
-        image = (image.to(torch.float32) / 257).round().to(torch.uint8)  # 65535 = 257 * 255
-    image = with_channels(image[None], 1 if len(image) < 3 else 3)
-    return (image if size is None else resize(image, size))[0]
+    decoded = torch.from_numpy(pixels)
+    return decoded if size is None else resize(decoded[None], size)[0]
+
+
+def _pixels(image: Image, channels: int | None) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off instead of scaling
+        grey = (np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8)
+        return np.repeat(grey[None], channels or 1, axis=0)
+    if image.mode == "P":
+        image = image.convert("RGBA")  # a palette with opacity cannot lose it directly
+    grey_or_colour = {1: "L", 3: "RGB"}[channels or (1 if image.mode in GREY_MODES else 3)]
+    pixels = np.array(image.convert(grey_or_colour))
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _stack(paths: list[Path], read: Any, first: Path, like: Tensor) -> Tensor:

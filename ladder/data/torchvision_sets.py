@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
-from .torchvision_import import torchvision
+from .quote import quoted
 
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 
@@ -46,12 +46,25 @@ def load(name: str, root: str | None) -> tuple[Tensor, Tensor]:
     Raises:
         UserError: If the files are neither there nor to be had, or torchvision cannot be imported.
     """
-    kind = getattr(torchvision("datasets"), CLASSES[name])
+    kind = getattr(_datasets(), CLASSES[name])
     folder = Path(root or os.environ.get("LADDER_DATA") or _cache()).expanduser()
     try:
         return _found(kind, folder) or _unpacked(kind, folder)
     except FAILURES as error:
         raise UserError(_missing(name, kind, folder, error)) from error
+
+
+def _datasets() -> Any:
+    # Imported here, so that a torchvision built for another torch hinders nothing else.
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        raise UserError(
+            "data: the installed torchvision does not match the installed torch "
+            f"({quoted(error)}); reinstall both together, "
+            "or use data=digits, which needs no torchvision"
+        ) from error
+    return datasets
 
 
 def _cache() -> Path:

@@ -81,7 +81,7 @@ def _write(folder: Path, name: str, state: State) -> None:
 
 def _rest(state: State) -> dict[str, Any]:
     # With EMA the safetensors file holds the average; the weights in training are kept here.
-    weights = None if state.average is None else [p.detach() for p in state.model.parameters()]
+    weights = None if state.average is None else [p.detach() for p in state.parameters]
     return {
         "step": state.step,
         "optimizer": state.optimizer.state_dict(),
@@ -115,7 +115,7 @@ def _take_up(rest: dict[str, Any], state: State) -> None:
         raise ValueError("train.ema was changed between null and a value")
     if state.average is not None:
         for parameter, mean, weight in zip(
-            state.model.parameters(), state.average, rest["weights"], strict=True
+            state.parameters, state.average, rest["weights"], strict=True
         ):
             mean.copy_(parameter)
             parameter.copy_(weight)

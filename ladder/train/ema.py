@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ladder.train.state import State
 
@@ -16,7 +16,7 @@ def update(state: State, decay: float) -> None:
     """average = decay * average + (1 - decay) * parameters; nothing once a step has failed."""
     if state.average is not None:
         weight = (1.0 - decay) * (1.0 - state.failed)
-        torch._foreach_lerp_(state.average, list(state.model.parameters()), weight)
+        torch._foreach_lerp_(state.average, state.parameters, weight)
 
 
 @contextmanager
@@ -25,15 +25,14 @@ def averaged(state: State) -> Iterator[None]:
     if state.average is None:
         yield
         return
-    parameters = list(state.model.parameters())
-    _exchange(parameters, state.average)
+    _exchange(state.parameters, state.average)
     try:
         yield
     finally:
-        _exchange(parameters, state.average)
+        _exchange(state.parameters, state.average)
 
 
 @torch.no_grad()
-def _exchange(parameters: list[torch.nn.Parameter], average: list[Tensor]) -> None:
+def _exchange(parameters: list[nn.Parameter], average: list[Tensor]) -> None:
     for parameter, mean in zip(parameters, average, strict=True):
         parameter.data, mean.data = mean.data, parameter.data

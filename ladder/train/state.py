@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ladder.build import build_model
 from ladder.config import Config, ModelConfig, TrainConfig
@@ -21,6 +21,7 @@ class State:
 
     Attributes:
         model: The model being trained.
+        parameters: Its parameters; walking the module tree for them costs as much as a layer.
         optimizer: Its fused optimiser.
         average: Running average of the parameters, in their order; `None` without EMA.
         step: Optimiser steps done.
@@ -30,6 +31,7 @@ class State:
     """
 
     model: HierarchicalVAE
+    parameters: list[nn.Parameter]
     optimizer: torch.optim.Adam
     average: list[Tensor] | None
     step: int
@@ -49,18 +51,19 @@ def new_state(config: Config[ModelConfig], device: torch.device) -> State:
     """
     with seeded(config.train.seed):
         model = build_model(config=config).to(device)
-    average = [p.detach().clone() for p in model.parameters()] if config.train.ema else None
+    parameters = list(model.parameters())
+    average = [p.detach().clone() for p in parameters] if config.train.ema else None
     failed = torch.zeros((), device=device)
-    optimizer = _optimizer(model, config.train)
+    optimizer = _optimizer(parameters, config.train)
     # The fused kernels leave everything as it is while this is 1, without asking the host.
     optimizer.found_inf = failed  # type: ignore[attr-defined]
-    return State(model, optimizer, average, 0, failed, Meter(device))
+    return State(model, parameters, optimizer, average, 0, failed, Meter(device))
 
 
-def _optimizer(model: HierarchicalVAE, train: TrainConfig) -> torch.optim.Adam:
+def _optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Adam:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
     return kind(
-        model.parameters(),
+        parameters,
         lr=train.lr,
         betas=(train.betas[0], train.betas[1]),
         eps=train.eps,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from ladder.data import binarize
@@ -56,7 +56,7 @@ def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
     terms = forward_terms(state.model, x, beta, config)
     state.optimizer.zero_grad()
     terms.loss.backward()
-    norm = gradient_norm(state.model, config.train.grad_clip)
+    norm = gradient_norm(state.parameters, config.train.grad_clip)
     with torch.no_grad():
         fine = terms.loss.isfinite() & norm.isfinite()
         state.failed.copy_(torch.maximum(state.failed, 1.0 - fine.float()))
@@ -68,12 +68,11 @@ def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
     state.step += 1
 
 
-def gradient_norm(model: HierarchicalVAE, clip: float | None) -> Tensor:
+def gradient_norm(parameters: list[nn.Parameter], clip: float | None) -> Tensor:
     """Global gradient norm before clipping; with `clip` the gradients are rescaled to it."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return norm
 
 
