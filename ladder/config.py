@@ -128,7 +128,7 @@ class DataConfig(Settings):
     """Resize to this height and width (bilinear); null keeps the size, except for `digits`,
     which are always brought to the model's."""
     channels: Literal[1, 3] | None = None
-    """Read image files as grey (1) or colour (3); null takes what the first file has."""
+    """Read images as grey (1) or colour (3); null takes what they have."""
     validation: Annotated[int, Field(ge=0)] = 0
     """Data held out from the end of the training set to choose `best`; 0 evaluates on the test
     split and chooses nothing."""
