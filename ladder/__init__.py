@@ -1,1 +1,68 @@
-"""Deep hierarchical VAEs, declared in YAML."""
+"""Deep hierarchical VAEs: declared in YAML, inferred in one word, measured in nats.
+
+The public names are imported when they are first used, so that `ladder --help` need not wait
+for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ladder.build import build_model as build_model
+    from ladder.build import preset_config as preset_config
+    from ladder.config import Config as Config
+    from ladder.distributions import ClosedDrawn as ClosedDrawn
+    from ladder.distributions import Drawn as Drawn
+    from ladder.distributions import Normal as Normal
+    from ladder.errors import UserError as UserError
+    from ladder.errors import WorkFailed as WorkFailed
+    from ladder.latent import Latent as Latent
+    from ladder.latent import draw as draw
+    from ladder.layers import StochasticLayer as StochasticLayer
+    from ladder.model import HierarchicalVAE as HierarchicalVAE
+    from ladder.model import TopDown as TopDown
+    from ladder.objectives import Terms as Terms
+    from ladder.objectives import elbo as elbo
+    from ladder.objectives import iw_elbo as iw_elbo
+    from ladder.presets import list_presets as list_presets
+    from ladder.pretrained import from_pretrained as from_pretrained
+    from ladder.pretrained import push_to_hub as push_to_hub
+    from ladder.pretrained import save_pretrained as save_pretrained
+    from ladder.sampling import decode as decode
+    from ladder.sampling import encode as encode
+    from ladder.sampling import interpolate as interpolate
+    from ladder.sampling import reconstruct as reconstruct
+    from ladder.sampling import sample as sample
+    from ladder.train.evaluate import evaluate as evaluate
+    from ladder.train.loop import fit as fit
+
+_HOMES = {
+    "ladder.build": ("build_model", "preset_config"),
+    "ladder.config": ("Config",),
+    "ladder.distributions": ("ClosedDrawn", "Drawn", "Normal"),
+    "ladder.errors": ("UserError", "WorkFailed"),
+    "ladder.latent": ("Latent", "draw"),
+    "ladder.layers": ("StochasticLayer",),
+    "ladder.model": ("HierarchicalVAE", "TopDown"),
+    "ladder.objectives": ("Terms", "elbo", "iw_elbo"),
+    "ladder.presets": ("list_presets",),
+    "ladder.pretrained": ("from_pretrained", "push_to_hub", "save_pretrained"),
+    "ladder.sampling": ("decode", "encode", "interpolate", "reconstruct", "sample"),
+    "ladder.train.evaluate": ("evaluate",),
+    "ladder.train.loop": ("fit",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ladder' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

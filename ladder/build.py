@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Union
 
 from ladder import systems
 from ladder.config import Config, ModelConfig
@@ -170,3 +170,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return value.model_dump() if isinstance(value, ModelConfig) else value
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a configuration file, with every built-in system's fields.
+
+    A file may leave out whatever its preset says, so nothing is required.
+    """
+    sections = tuple(load_system(name).Config for name in list_systems())
+    schema = Config[Union[sections]].model_json_schema()  # type: ignore[misc, valid-type]  # noqa: UP007
+    schema["title"] = "ladder configuration"
+    data = schema["properties"]["data"]
+    schema["properties"]["data"] = {"anyOf": [data, {"type": "string"}]}
+    for definition in (schema, *schema.get("$defs", {}).values()):
+        if definition is schema or definition.get("title") in ("TrainConfig", "DataConfig"):
+            definition.pop("required", None)
+    for section in schema["$defs"].values():
+        if "system" in section.get("properties", {}):
+            section.pop("required", None)
+    return schema

@@ -1,0 +1,335 @@
+"""`ladder VERB [target] [key=value ...]`: reads words, calls the library, prints.
+
+A person's text goes to stderr; stdout carries results only. Nothing heavy is imported before a
+verb needs it. Exit codes: 0 done, 1 the work failed, 2 usage or configuration, 130 and 143 after
+SIGINT and SIGTERM with a checkpoint, 75 at a time limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ladder.errors import UserError, WorkFailed, suggest
+
+if TYPE_CHECKING:
+    from ladder.config import Config, ModelConfig
+
+Arguments = argparse.Namespace
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see '{self.prog} --help'")
+
+
+def entry() -> NoReturn:
+    """The `ladder` command."""
+    code = main()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `ladder presets | head` is no failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        words: The words after `ladder`; the process's own by default.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        return _fail(error, 2)
+    except WorkFailed as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename or 'a file'}: {error.strerror}", 1)
+    except Exception as error:
+        if "ladder.train.stop" in sys.modules:
+            from ladder.train.stop import Stopped
+
+            if isinstance(error, Stopped):
+                return _fail(error, error.exit_code)
+        raise
+
+
+def _fail(reason: object, code: int) -> int:
+    print(f"ladder: {reason}", file=sys.stderr)
+    return code
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(version("ladder-vae"))
+        return 0
+    verb = words[0]
+    if verb not in VERBS:
+        raise UserError(f"no verb '{verb}'{suggest(verb, VERBS)}")
+    run, describe, _ = VERBS[verb]
+    parser = _Parser(prog=f"ladder {verb}", description=run.__doc__, allow_abbrev=False)
+    describe(parser)
+    return run(parser.parse_intermixed_args(words[1:]))
+
+
+def _help() -> str:
+    lines = [f"  {verb:<9} {line}" for verb, (_, _, line) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: ladder VERB [target] [key=value ...]",
+            "",
+            "Deep hierarchical VAEs, declared in YAML.",
+            "",
+            *lines,
+            "",
+            "Try: ladder train mnist_2layer data=digits        (ladder VERB --help for more)",
+        ]
+    )
+
+
+def _target(parser: _Parser, optional: bool = False) -> None:
+    parser.add_argument(
+        "target", nargs="?" if optional else None, help="name of a preset, or a YAML file"
+    )
+    _overrides(parser)
+    parser.add_argument("--print-config", action="store_true", help="print the whole YAML, and end")
+
+
+def _overrides(parser: _Parser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as train.lr=1e-3 or data=digits"
+    )
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+
+
+def _run_argument(parser: _Parser) -> None:
+    parser.add_argument("run", type=Path, help="a run directory")
+
+
+def _describe_train(parser: _Parser) -> None:
+    _target(parser, optional=True)
+    parser.add_argument("--out", type=Path, metavar="RUN", help="default: runs/<preset>-<time>")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _train(args: Arguments) -> int:
+    """Train, evaluate and picture a model; the last line on stdout is the run directory."""
+    config, out, resume = _what_to_train(args)
+    if args.print_config:
+        return _print_config(config)
+    from ladder.report import write_report
+    from ladder.train import fit
+
+    given = "" if resume else _given(args)
+    summary = fit(config, out, given=given, resume=resume, quiet=args.quiet)
+    pictures = write_report(out)
+    _tell(_summary_text(config, summary, pictures))
+    if args.json:
+        result = {
+            "run": str(summary.run),
+            "steps": summary.steps,
+            "seconds": summary.seconds,
+            "split": summary.split,
+            **summary.evaluation._asdict(),
+            "files": [str(p) for p in pictures],
+        }
+        print(json.dumps(result))
+    else:
+        print(summary.run)
+    return 0
+
+
+def _what_to_train(args: Arguments) -> tuple[Config[ModelConfig], Path, bool]:
+    from ladder.build import resolve
+    from ladder.train import run
+
+    if args.resume is not None:
+        words = [w for w in (args.target, *args.overrides) if w is not None]
+        if args.out is not None:
+            raise UserError("ladder train: --out and --resume exclude each other")
+        return run.read_config(args.resume, words), args.resume, True
+    if args.target is None:
+        raise UserError("ladder train: name a preset or a YAML file, or --resume RUN")
+    config = resolve(args.target, args.overrides)
+    wish = config.train.resume
+    if isinstance(wish, str) and wish != "auto":
+        return run.read_config(Path(wish), args.overrides), Path(wish), True
+    out = args.out or run.default_path(config)
+    there = (out / run.RESOLVED).is_file()
+    if wish is True and not there:
+        raise UserError(f"train.resume: nothing to resume in {out}; 'auto' starts a new run then")
+    return config, out, bool(wish) and there
+
+
+def _given(args: Arguments) -> str:
+    path = Path(args.target)
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"preset: {args.target}\n"
+    return "".join([text, *(f"# {word}\n" for word in args.overrides)])
+
+
+def _summary_text(config: Config[ModelConfig], summary: Any, pictures: list[Path]) -> str:
+    result = summary.evaluation
+    kl = "  ".join(f"{name} {value:.2f}" for name, value in result.kl.items())
+    name = config.preset or config.model.system
+    return "\n".join(
+        [
+            "",
+            f"{name} on {config.data.name}: {summary.steps} steps in {summary.seconds:.0f} s",
+            f"  ELBO      {result.elbo:9.2f} nats   ({summary.split}, n={result.n},"
+            " 1 sample each)",
+            f"  log p(x|z){-result.nll:9.2f} nats",
+            f"  KL        {sum(result.kl.values()):9.2f} nats   ({kl})",
+            f"  pictures  {summary.run / 'samples'}",
+            f"  report    {pictures[-1]}",
+            "",
+        ]
+    )
+
+
+def _describe_evaluate(parser: _Parser) -> None:
+    _run_argument(parser)
+    _overrides(parser)
+    parser.add_argument("--samples", type=int, default=0, metavar="K", help="importance samples")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument("--n", type=int, default=None, help="only the first N data")
+    parser.add_argument("--seed", type=int, default=None, help="of the evaluation's noise")
+
+
+def _evaluate(args: Arguments) -> int:
+    """Measure the ELBO, and with --samples K the importance-weighted bound."""
+    from ladder.train.measure import measure
+
+    record = measure(args.run, args.overrides, args.split, args.samples, args.n, args.seed)
+    if args.json:
+        print(json.dumps(record))
+        return 0
+    for name, value in record.items():
+        print(f"{name:<10} {value:.4f}" if isinstance(value, float) else f"{name:<10} {value}")
+    return 0
+
+
+def _describe_sample(parser: _Parser) -> None:
+    _run_argument(parser)
+    parser.add_argument("--n", type=int, default=64, help="number of samples")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of every prior")
+    parser.add_argument("--out", type=Path, metavar="FILE.png|.npy", help="default: in the run")
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+
+
+def _sample(args: Arguments) -> int:
+    """Draw from the prior into a PNG (a grid) or a .npy file (an array)."""
+    from ladder.report.samples import write_samples
+
+    path = write_samples(args.run, args.n, args.temperature, args.seed, args.out)
+    print(json.dumps({"file": str(path), "n": args.n}) if args.json else path)
+    return 0
+
+
+def _describe_report(parser: _Parser) -> None:
+    _run_argument(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+
+
+def _report(args: Arguments) -> int:
+    """Draw the pictures of a run and its page."""
+    from ladder.report import write_report
+
+    paths = [str(p) for p in write_report(args.run, args.seed)]
+    print(json.dumps({"files": paths}) if args.json else "\n".join(paths))
+    return 0
+
+
+def _describe_presets(parser: _Parser) -> None:
+    parser.add_argument("pattern", nargs="?", default="*", help="such as '*mnist*'")
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+
+
+def _presets(args: Arguments) -> int:
+    """List the presets."""
+    from ladder.presets import headline, list_presets
+
+    lines = {name: headline(name) for name in list_presets(args.pattern)}
+    if args.json:
+        print(json.dumps(lines))
+        return 0
+    for name, line in lines.items():
+        print(f"{name:<18} {line}")
+    return 0 if lines else _fail(f"no preset matches '{args.pattern}'", 2)
+
+
+def _plan(args: Arguments) -> int:
+    """Say what would run: parameters, latents, memory, steps. Nothing is trained."""
+    from ladder.build import resolve
+
+    config = resolve(args.target, args.overrides)
+    if args.print_config:
+        return _print_config(config)
+    from ladder.train.plan import plan, plan_text
+
+    result = plan(config)
+    print(json.dumps(result) if args.json else plan_text(result))
+    return 0
+
+
+def _describe_schema(parser: _Parser) -> None:
+    parser.add_argument("--out", type=Path, help="a file instead of stdout")
+
+
+def _schema(args: Arguments) -> int:
+    """Print the JSON Schema of a configuration file, for YAML editors."""
+    from ladder.build import json_schema
+    from ladder.files import write_atomic
+
+    text = json.dumps(json_schema(), indent=2)
+    if args.out is None:
+        print(text)
+    else:
+        write_atomic(args.out, text + "\n")
+    return 0
+
+
+def _print_config(config: Config[ModelConfig]) -> int:
+    from ladder.parse import to_yaml
+
+    print(to_yaml(config), end="")
+    return 0
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+VERBS: dict[str, tuple[Callable[[Arguments], int], Callable[[_Parser], None], str]] = {
+    "train": (_train, _describe_train, "train a preset or a YAML file"),
+    "evaluate": (_evaluate, _describe_evaluate, "measure the bound of a run"),
+    "sample": (_sample, _describe_sample, "draw from a trained model"),
+    "report": (_report, _describe_report, "pictures and page of a run"),
+    "plan": (_plan, _target, "what would run, without running it"),
+    "presets": (_presets, _describe_presets, "list the published models"),
+    "schema": (_schema, _describe_schema, "JSON Schema of configuration files"),
+}
