@@ -126,11 +126,13 @@ def _take_up(rest: dict[str, Any], state: State) -> None:
 
 def _read_rest(path: Path) -> dict[str, Any]:
     try:
-        rest = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: rest[key] for key in ("step", "optimizer", "weights", "meter")}
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError):
+    try:
+        rest = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return {key: rest[key] for key in ("step", "optimizer", "weights", "meter")}
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{path}: truncated, or not a training state that ladder wrote; "
             "resume from an earlier checkpoint by writing its name into 'last'"

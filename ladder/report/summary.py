@@ -1,0 +1,101 @@
+"""The table of a run: what it is, and its last measurement with all that qualifies it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ladder.config import Config, ModelConfig
+from ladder.data import Splits
+from ladder.model import HierarchicalVAE
+from ladder.report.history import Record, last_evaluation
+from ladder.sampling import layer_names
+from ladder.train.evaluate import SEED
+from ladder.train.run import ENVIRONMENT
+
+
+def summary(
+    config: Config[ModelConfig],
+    model: HierarchicalVAE,
+    checkpoint: str,
+    data: Splits,
+    records: Sequence[Record],
+) -> dict[str, str]:
+    """Describe a run.
+
+    Args:
+        config: Its configuration.
+        model: Its model.
+        checkpoint: Name of the checkpoint that the model comes from.
+        data: Its data.
+        records: Lines of metrics.jsonl.
+
+    Returns:
+        Text by name, in order.
+    """
+    names = layer_names(model)
+    layers = ", ".join(names) if len(names) <= 8 else f"{names[0]} … {names[-1]} ({len(names)})"
+    parameters = sum(p.numel() for p in model.parameters())
+    held_out = f"{len(data.validation):,} validation, {len(data.test):,} test"
+    return {
+        "preset": config.preset or "none",
+        "system": config.model.system,
+        "layers, top first": layers,
+        "parameters": f"{parameters:,}",
+        "data": f"{data.name}: {len(data.train):,} train, {held_out}; shape {_shape(config)}",
+        "checkpoint": checkpoint,
+        **_training(records),
+        **_measured(config, data, records),
+        "seed": str(config.train.seed),
+    }
+
+
+def environment_rows(run: Path) -> dict[str, str]:
+    """Where a run was trained, as far as environment.json says."""
+    try:
+        content = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    labels = {"device": "device", "torch": "torch", "git_commit": "commit"}
+    return {label: str(content[key]) for key, label in labels.items() if content.get(key)}
+
+
+def _shape(config: Config[ModelConfig]) -> str:
+    return " x ".join(map(str, config.model.shape))
+
+
+def _training(records: Sequence[Record]) -> dict[str, str]:
+    if not records:
+        return {}
+    last = records[-1]
+    return {"trained": f"{last['step']:,} steps, {last['epoch']:.3g} epochs"}
+
+
+def _measured(
+    config: Config[ModelConfig], data: Splits, records: Sequence[Record]
+) -> dict[str, str]:
+    last = last_evaluation(records)
+    if last is None:
+        return {}
+    split = last["val/split"]
+    n = len(data.validation if split == "validation" else data.test)
+    terms = f"{last['val/nll']:.2f} -log p(x|z) + {last['val/kl']:.2f} KL ({_layers(last)})"
+    # Systems with a choice of estimators (design, section 4) have a field `kl`.
+    kind = getattr(config.model, "kl", None)
+    estimator = f"K = 1 draw{'' if kind is None else ', KL ' + str(kind).replace('_', ' ')}"
+    where = f"{split} split, n = {n:,}, {estimator}, noise seed {SEED}, step {last['step']:,}"
+    return {
+        "ELBO": f"{last['val/elbo']:.2f} nats per datum ({where})",
+        "-ELBO in nats": terms,
+        "-ELBO in bits/dim": f"{last['val/bpd']:.4f}",
+    }
+
+
+def _layers(record: dict[str, Any], most: int = 8) -> str:
+    prefix = "val/kl_z"
+    kl = {int(key.removeprefix(prefix)): v for key, v in record.items() if key.startswith(prefix)}
+    if len(kl) > most:
+        return f"of {len(kl)} layers"
+    return ", ".join(f"z{i} {kl[i]:.2f}" for i in sorted(kl, reverse=True))

@@ -1,0 +1,34 @@
+"""What every test shares: a seed, and noise that a test chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+Feed = Callable[[Iterable[Tensor]], None]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def feed(monkeypatch: pytest.MonkeyPatch) -> Feed:
+    """Let `torch.randn_like` return these tensors, one for each call, and then nothing more."""
+
+    def start(noise: Iterable[Tensor]) -> None:
+        queue = iter(noise)
+
+        def randn_like(like: Tensor, **_: Any) -> Tensor:
+            values = next(queue)
+            assert values.shape == like.shape
+            return values.to(like)
+
+        monkeypatch.setattr(torch, "randn_like", randn_like)
+
+    return start

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ladder.build import build_model, resolve
+from ladder.errors import UserError
+from ladder.noise import seeded
+from ladder.report import pictures, write_report
+from ladder.report.curves import kl_png, objective_lines, objective_png
+from ladder.report.history import Line, epoch_means, held_out_line, training_line
+from ladder.report.page import Picture, page
+from ladder.report.sheet import GAP, PAD, Row, Sheet, drawable, pixels, sheet_png
+from ladder.sampling import decode, layer_names
+from ladder.train import fit
+from ladder.train.run import METRICS, read_metrics
+
+PICTURES = [
+    "curves.png",
+    "kl.png",
+    "generation.png",
+    "vary_top.png",
+    "interpolation.png",
+    "reconstructions.png",
+]
+
+
+def config(shape: list[int], dims: list[int], data: str, **train: Any) -> dict[str, Any]:
+    layers = [{"dim": dim, "hidden": [16]} for dim in dims]
+    model = {"system": "hierarchy", "shape": shape, "likelihood": "gaussian", "layers": layers}
+    train = {"steps": 6, "batch_size": 500, "log_every": 2, "device": "cpu", **train}
+    return {"model": model, "data": data, "train": train}
+
+
+def run_of(out: Path, shape: list[int], dims: list[int], data: str, **train: Any) -> Path:
+    fit(resolve(config(shape, dims, data, **train)), out, quiet=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of(tmp_path_factory.mktemp("r") / "a <b>&", [1, 8, 8], [4, 2], "digits")
+
+
+@pytest.fixture(scope="module")
+def written(run: Path) -> list[Path]:
+    return write_report(run)
+
+
+def size(png: bytes) -> tuple[int, int]:
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack(">II", png[16:24])
+
+
+def test_a_run_yields_every_picture_and_the_page(run: Path, written: list[Path]) -> None:
+    assert written == [*(run / "samples" / name for name in PICTURES), run / "report.html"]
+    for path in written[:-1]:
+        width, height = size(path.read_bytes())
+        assert width > 900
+        assert height > 300
+    assert sorted(p.name for p in (run / "samples").iterdir()) == sorted(PICTURES)
+
+
+def test_the_page_needs_nothing_else_and_escapes_text(written: list[Path]) -> None:
+    html = written[-1].read_text(encoding="utf-8")
+    assert not re.search(r"https?://|<script|<link|@import|url\(", html)
+    sources = re.findall(r'src="([^"]{0,22})', html)
+    assert sources == ["data:image/png;base64,"] * len(PICTURES)
+    assert "<h1>a &lt;b&gt;&amp;</h1>" in html
+    assert "<b>" not in html
+
+
+def test_the_page_says_what_was_measured_and_how(run: Path, written: list[Path]) -> None:
+    html = written[-1].read_text(encoding="utf-8")
+    last = [r for r in read_metrics(run) if "val/elbo" in r][-1]
+    assert f"{last['val/elbo']:.2f} nats per datum (test split, n = 300, K = 1 draw" in html
+    assert "KL sampled" in html
+    assert "step-00000006" in html
+    assert "batch_size: 500" in html
+
+
+def test_the_same_seed_draws_the_same_pictures(run: Path, written: list[Path]) -> None:
+    before = {path: path.read_bytes() for path in written}
+    noise = torch.get_rng_state()
+    assert {path: path.read_bytes() for path in write_report(run)} == before
+    assert torch.equal(torch.get_rng_state(), noise)
+
+
+def test_without_metrics_there_are_no_curves(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    shutil.rmtree(copy / "samples", ignore_errors=True)
+    (copy / METRICS).unlink()
+    paths = write_report(copy)
+    assert [p.name for p in paths] == [*PICTURES[2:], "report.html"]
+    assert "There are no curves" in paths[-1].read_text(encoding="utf-8")
+
+
+def test_vectors_have_curves_but_no_pictures(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((40, 5), dtype=np.float32)
+    np.savez(tmp_path / "v.npz", train=values[:30], test=values[30:])
+    run = run_of(tmp_path / "v", [5], [3, 2], str(tmp_path / "v.npz"), batch_size=10)
+    paths = write_report(run)
+    assert [p.name for p in paths] == [*PICTURES[:2], "report.html"]
+    assert "not images" in paths[-1].read_text(encoding="utf-8")
+
+
+def test_colour_and_three_layers(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((13, 3, 6, 5), dtype=np.float32)
+    np.savez(tmp_path / "c.npz", train=values[:10], test=values[10:])
+    data = str(tmp_path / "c.npz")
+    run = run_of(tmp_path / "c", [3, 6, 5], [4, 3, 2], data, batch_size=5)
+    assert [p.name for p in write_report(run)] == [*PICTURES, "report.html"]
+
+
+def test_a_run_without_a_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match="has no checkpoint"):
+        write_report(copy)
+    with pytest.raises(UserError, match="no run is there"):
+        write_report(tmp_path)
+
+
+def windows(epochs: int) -> list[dict[str, Any]]:
+    """Three windows of unequal size in each epoch."""
+    rng, records = np.random.default_rng(1), []
+    for step in range(1, 3 * epochs + 1):
+        loss, data = float(rng.normal()), int(rng.integers(1, 100))
+        shared = {"step": step, "epoch": step / 3, "train/nll": loss / 3, "kl/z01": 1.0}
+        records.append({**shared, "data": data, "train/loss": loss, "train/elbo": -loss})
+        records.append({"step": step, "epoch": step / 3, "val/elbo": -loss, "val/nll": 1.0})
+    return records
+
+
+def test_epoch_means_weigh_windows_by_their_data() -> None:
+    records = windows(4)
+    line = epoch_means(records, "train/loss")
+    assert line.x == [1.0, 2.0, 3.0, 4.0]
+    training = [r for r in records if "train/loss" in r]
+    for i, mean in enumerate(line.y):
+        group = training[3 * i : 3 * i + 3]
+        weights = [r["data"] for r in group]
+        expected = np.average([r["train/loss"] for r in group], weights=weights)
+        assert math.isclose(mean, expected, rel_tol=1e-12)
+    assert training_line(records, "train/loss") == line
+
+
+def test_epoch_means_of_a_real_run_are_those_of_all_its_data(run: Path) -> None:
+    # 1,497 data in batches of 500 are 3 steps, logged as 2 and 1: the epoch is both together.
+    records = [r for r in read_metrics(run) if "train/loss" in r]
+    assert [r["data"] for r in records] == [1000, 497, 500, 997]
+    expected = (1000 * records[0]["train/loss"] + 497 * records[1]["train/loss"]) / 1497
+    assert math.isclose(epoch_means(records, "train/loss").y[0], expected, rel_tol=1e-12)
+
+
+def test_an_incomplete_epoch_ends_at_its_last_window() -> None:
+    assert epoch_means(windows(4)[:-2], "train/loss").x == pytest.approx([1.0, 2.0, 3.0, 11 / 3])
+
+
+def test_short_runs_are_drawn_by_step() -> None:
+    records = windows(2)
+    assert training_line(records, "train/loss").x == [1, 2, 3, 4, 5, 6]
+    losses = training_line(records, "train/loss").y
+    assert held_out_line(records, "val/elbo", -1.0) == Line([1, 2, 3, 4, 5, 6], losses)
+
+
+def test_the_training_elbo_is_drawn_only_where_it_is_not_the_objective() -> None:
+    records = windows(4)
+    assert list(objective_lines(records)) == ["objective = -ELBO, train"]
+    for record in records:
+        if "train/elbo" in record:
+            record["train/elbo"] -= 1.0
+    assert list(objective_lines(records)) == ["objective, train", "-ELBO, train"]
+
+
+def test_curves_of_one_record_and_of_many_layers_are_drawn() -> None:
+    one = windows(1)[:1]
+    size(objective_png(one))
+    size(kl_png([{**one[0], **{f"kl/z{i:02d}": float(i) for i in range(1, 25)}}]))
+
+
+def test_every_pixel_is_a_square_in_its_place() -> None:
+    images = torch.rand(3, 1, 5, 7)
+    grid = pixels(images)
+    scale = grid.shape[1] // 5
+    assert grid.shape == (3, 5 * scale, 7 * scale, 3)
+    middle = grid[:, scale // 2 :: scale, scale // 2 :: scale]
+    expected = (255 * images[:, 0, :, :, None]).round().byte().numpy()
+    assert (middle == expected).all()
+
+
+def test_a_sheet_holds_its_images_and_its_labels() -> None:
+    from io import BytesIO
+
+    from matplotlib.image import imread
+
+    black = torch.zeros(2, 3, 112, 112)
+    sheet = Sheet("title", [Row("a label", black), Row("b", black)], {0: "head"}, gaps=[0])
+    image = imread(BytesIO(sheet_png(sheet)))
+    dark = image[..., :3].max(axis=2) == 0
+    rows = dark.sum(axis=1) >= 224  # no label is as wide
+    assert abs(int(rows.sum()) - 224) <= 4
+    columns = dark.sum(axis=0) >= 224
+    assert abs(int(columns.sum()) - 224) <= 4
+    spread = np.flatnonzero(columns)
+    assert abs(spread[-1] - spread[0] + 1 - (224 + GAP)) <= 4
+    assert GAP > PAD
+    # The border is blank: nothing is cut.
+    assert image[[0, -1], :, :3].min() == 1.0
+    assert image[:, [0, -1], :3].min() == 1.0
+
+
+def test_very_large_images_are_averaged_down() -> None:
+    assert pixels(torch.rand(1, 3, 600, 300)).shape == (1, 256, 128, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [([1, 8, 8], True), ([3, 8, 8], True), ([2, 8, 8], False), ([8], False), ([8, 8], False)],
+)
+def test_only_grey_and_colour_images_are_drawable(shape: list[int], expected: bool) -> None:
+    assert drawable(shape) is expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [(1, []), (2, [1]), (3, [1, 2]), (5, [1, 2, 3, 4]), (48, [1, 16, 32, 47])],
+)
+def test_cuts_spread_over_a_deep_model(layers: int, expected: list[int]) -> None:
+    assert pictures.cuts(layers) == expected
+
+
+@pytest.mark.parametrize("dims", [[4], [4, 2], [5, 4, 3, 2]])
+def test_sheets_show_what_they_say(dims: list[int]) -> None:
+    with seeded(0):
+        model = build_model(config=config([1, 8, 8], dims, "digits")["model"]).eval()
+        test = torch.rand(12, 1, 8, 8)
+    names = layer_names(model)
+    generation = pictures.generation(model, seed=0)
+    assert len(generation.rows) == (4 if len(dims) > 1 else 1)
+    if len(dims) > 1:
+        assert not torch.equal(generation.rows[1].images, generation.rows[2].images)
+    walk = pictures.interpolation(model, test, seed=0)
+    a, b = pictures.different(test)
+    assert torch.equal(walk.rows[0].images[0], a)
+    assert torch.equal(walk.rows[0].images[-1], b)
+    assert [row.label for row in walk.rows][-1] == "z1"
+    kept = pictures.reconstructions(model, test, seed=0)
+    assert len(kept.rows) == len(dims) + 1
+    assert torch.equal(kept.rows[0].images, test[:10])
+    around = pictures.vary_top(model, seed=0)
+    with seeded(0):
+        bases = model.decode(pictures.BASES)[1][names[0]].z
+    expected = decode(model, {names[0]: bases}, temperature=0.0).mean
+    shown = torch.stack([row.images[0] for row in around.rows])
+    torch.testing.assert_close(shown, expected)
+
+
+def test_captions_and_names_are_escaped() -> None:
+    html = page("<t>", {"<k>": "<v>"}, "<c>", [Picture('"n', b"", "<p>")], ["<n>"])
+    assert not re.search(r"<[tkvcn]>", html)
+    assert "<p>" not in html
+    assert 'alt="&quot;n"' in html
