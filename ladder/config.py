@@ -8,6 +8,7 @@ fields are checked, documented and suggested like any other.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -141,6 +142,9 @@ class TrainConfig(Settings):
     """Passes over the training set; give this or `steps`."""
     steps: Count | None = None
     """Optimiser steps; give this or `epochs`."""
+    min_steps: Count | None = None
+    """With `epochs`: at least so many steps, because an epoch of a small set is few. Dropped by
+    whoever overrides `epochs` or `steps`."""
     batch_size: Count = 128
     """Data in one step."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -185,7 +189,16 @@ class TrainConfig(Settings):
     def _one_length(self) -> TrainConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of 'epochs' and 'steps'")
+        if self.steps is not None and self.min_steps is not None:
+            raise ValueError("'min_steps' goes with 'epochs', not with 'steps'")
         return self
+
+    def total_steps(self, data: int) -> int:
+        """Optimiser steps for a training set of so many data."""
+        if self.steps is not None:
+            return self.steps
+        per_epoch = math.ceil(data / self.batch_size)
+        return max(1, self.min_steps or 1, round((self.epochs or 0.0) * per_epoch))
 
 
 Model = TypeVar("Model", bound=ModelConfig)

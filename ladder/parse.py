@@ -15,8 +15,8 @@ from ladder.errors import UserError, suggest
 Raw = dict[str, Any]
 Section = TypeVar("Section", bound=BaseModel)
 
-# Fields of one mapping of which a later source's choice drops the earlier source's other one.
-ALTERNATIVES = ({"epochs", "steps"},)
+# Saying how long to train drops whatever an earlier source said about it.
+LENGTHS, LENGTH_FIELDS = {"epochs", "steps"}, {"epochs", "steps", "min_steps"}
 # A mapping with another value of one of these is another thing: it replaces, it does not merge.
 DISCRIMINATORS = ("system", "kind")
 
@@ -121,17 +121,11 @@ def merge(base: Any, over: Any) -> Any:
         return over
     if any(key in over and over[key] != base.get(key) for key in DISCRIMINATORS):
         return dict(over)
-    merged = {key: value for key, value in base.items() if not _dropped(key, over)}
+    said = any(over.get(key) is not None for key in LENGTHS)
+    merged = {k: v for k, v in base.items() if not (said and k in LENGTH_FIELDS)}
     for key, value in over.items():
         merged[key] = merge(merged[key], value) if key in merged else value
     return merged
-
-
-def _dropped(key: str, over: Mapping[str, Any]) -> bool:
-    return any(
-        key in group and key not in over and any(over.get(other) is not None for other in group)
-        for group in ALTERNATIVES
-    )
 
 
 def apply_override(raw: Raw, word: str) -> Raw:

@@ -18,6 +18,7 @@ from ladder.build import build_model
 from ladder.errors import UserError
 from ladder.files import write_atomic
 from ladder.model import HierarchicalVAE
+from ladder.noise import seeded
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PICKLES = (b"\x80", b"PK")  # a bare pickle, and the zip that torch.save writes
@@ -93,7 +94,8 @@ def from_pretrained(source: str | Path, device: str = "cpu") -> HierarchicalVAE:
         section = content["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: cannot be read as a model's config: {error}") from None
-    model = build_model(config=section)
+    with seeded(0):  # initial weights are overwritten: leave the caller's generator alone
+        model = build_model(config=section)
     load_weights(model, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
     return model.to(device).eval()
 

@@ -67,6 +67,26 @@ def sample(
 
 
 @torch.no_grad()
+def draw_prior(
+    model: HierarchicalVAE, n: int, temperature: float = 1.0, seed: int | None = None
+) -> dict[str, Latent]:
+    """Draw every latent from the prior.
+
+    Args:
+        model: The model.
+        n: Number of draws.
+        temperature: Multiplies the standard deviation of every prior.
+        seed: Seed of the draws; `None` goes on with torch's generator.
+
+    Returns:
+        Latents by name, top first; `q` and `kl` are `None`.
+    """
+    with seeded(seed):
+        latents: dict[str, Latent] = model.decode(n, temperature=temperature)[1]
+    return latents
+
+
+@torch.no_grad()
 def decode(
     model: HierarchicalVAE,
     z: Mapping[str, Tensor],
@@ -158,7 +178,7 @@ def interpolate(
     for name in levels:
         start, end = means[name]
         walk[name] = torch.stack([torch.lerp(start, end, s) for s in share])
-    return decode(model, walk, temperature=0.0)
+    return decode(model, walk, temperature=0.0, seed=seed)
 
 
 def _known(model: HierarchicalVAE, names: Collection[str]) -> None:

@@ -224,18 +224,18 @@ def test_iw_elbo_rises_with_k_to_the_evidence(depth: int) -> None:
     model = linear_hierarchy(depth)
     make_exact(model)
     rungs = [rung.posterior.net for rung in model.bottom_up.rungs.values()]
-    rungs[0].bias[0] += (0.5 * rungs[0].bias[1]).exp()  # one standard deviation beside
+    rungs[0].bias[0] += 1.5 * (0.5 * rungs[0].bias[1]).exp()  # standard deviations beside
     for net in rungs:
-        net.bias[1] += 0.5  # and wider, so that the weights are bounded
-    n = 300
-    x, truth = datum().expand(n, DIM), evidence(model, datum()).item()
-    bounds = [iw_elbo(model, x, samples, rows=20_000) for samples in (1, 8, 1500)]
-    means = [bound.mean().item() for bound in bounds]
-    errors = [bound.std().item() / n**0.5 for bound in bounds]
+        net.bias[1] += 0.4  # and wider, so that the weights are bounded
+    truth, means, errors = evidence(model, datum()).item(), [], []
+    for samples, n in ((1, 4000), (4, 4000), (1000, 150)):
+        bound = iw_elbo(model, datum().expand(n, DIM), samples, rows=20_000)
+        means.append(bound.mean().item())
+        errors.append(bound.std().item() / n**0.5)
     assert means[1] > means[0] + 5 * (errors[0] + errors[1])
     assert means[2] > means[1] + 5 * (errors[1] + errors[2])
     assert truth > means[1] + 5 * errors[1]
-    assert truth - 0.03 < means[2] < truth + 5 * errors[2]
+    assert truth - 0.05 < means[2] < truth + 5 * errors[2]
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ladder.latent import Latent
 from ladder.model import HierarchicalVAE
-from ladder.noise import seeded
 from ladder.report.sheet import Row, Sheet
-from ladder.sampling import decode, interpolate, layer_names, reconstruct
+from ladder.sampling import decode, draw_prior, interpolate, layer_names, reconstruct
 
 COLUMNS = 10
 RESAMPLED = 3  # rows of new draws below the same top
@@ -126,12 +125,9 @@ def different(test: Tensor) -> tuple[Tensor, Tensor]:
     return test[0], test[int(distances.argmax())]
 
 
-@torch.no_grad()
 def _top_prior(model: HierarchicalVAE, n: int, seed: int) -> Latent:
     """The top latent of `n` draws from the prior."""
-    with seeded(seed):
-        latents: dict[str, Latent] = model.decode(n)[1]
-    return latents[layer_names(model)[0]]
+    return draw_prior(model, n, seed=seed)[layer_names(model)[0]]
 
 
 def _span(names: list[str]) -> str:

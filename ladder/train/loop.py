@@ -120,9 +120,7 @@ def make_plan(config: Config[ModelConfig], out: Path) -> Plan:
     split = "validation" if len(data.validation) else "test"
     held_out = data.validation if len(data.validation) else data.test
     plan = Plan(config, out, place(data.train, device), place(held_out, device), split, device, 0)
-    train = config.train
-    steps = train.steps or max(1, round((train.epochs or 0.0) * plan.steps_per_epoch))
-    return plan._replace(total=steps)
+    return plan._replace(total=config.train.total_steps(len(data.train)))
 
 
 def batches(plan: Plan, step: int) -> Iterator[Tensor]:
@@ -188,8 +186,8 @@ def _log(plan: Plan, state: State, progress: Progress, seconds: float) -> None:
         "train/images_per_s": state.meter.data / max(seconds, 1e-9),
     }
     run.append_metrics(plan.out, record)
-    shown = {name: means[name] for name in ("train/loss", "train/nll", "train/kl")}
-    progress.report(step, shown)
+    if step % plan.config.train.log_every == 0 or step == plan.total:
+        progress.report(step, {n: means[n] for n in ("train/loss", "train/nll", "train/kl")})
     state.meter.clear()
 
 

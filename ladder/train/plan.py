@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -83,10 +82,8 @@ def _length(config: Config[ModelConfig]) -> dict[str, Any]:
         data = load(config.data, config.model.shape, train.seed)
     except UserError as error:
         return {**result, "data": str(error), "steps": train.steps}
-    per_epoch = math.ceil(len(data.train) / train.batch_size)
-    steps = train.steps or max(1, round((train.epochs or 0.0) * per_epoch))
     sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
-    return {**result, "data": {"name": config.data.name, **sizes}, "steps": steps}
+    return {**result, "data": {"name": config.data.name, **sizes}, "steps": train.total_steps(len(data.train))}
 
 
 def plan_text(result: dict[str, Any]) -> str:
