@@ -53,7 +53,9 @@ def loader(root: Path) -> DataLoader:
     return DataLoader(data, batch_size=128, shuffle=True)
 
 
-def train_epoch(model: Documented, data: DataLoader, optimizer: torch.optim.Optimizer) -> list[float]:
+def train_epoch(
+    model: Documented, data: DataLoader, optimizer: torch.optim.Optimizer
+) -> list[float]:
     """One epoch; every term is read back at every step."""
     totals = [0.0] * 4
     for images, _ in data:

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Union
+from typing import Any, Union, cast
 
 from ladder import systems
 from ladder.config import Config, ModelConfig
@@ -70,7 +70,8 @@ def resolve(
         raw = merge(read_yaml(preset_text(str(raw["preset"])), str(raw["preset"])), raw)
     for word in overrides:
         raw = apply_override(raw, word)
-    return check(Config[_system_config(raw, where)], raw, where)  # type: ignore[misc, return-value]
+    section: Any = _system_config(raw, where)
+    return cast("Config[ModelConfig]", check(Config[section], raw, where))
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -157,7 +158,7 @@ def _model_section(config: Any) -> ModelConfig:
     if isinstance(config, ModelConfig):
         return config
     if isinstance(config, Config):
-        return config.model
+        return cast("ModelConfig", config.model)
     if isinstance(config, Mapping) and "model" not in config and "preset" not in config:
         return check(_system_config({"model": config}, ""), _plain(config), "model")
     return resolve(config).model
@@ -177,8 +178,8 @@ def json_schema() -> dict[str, Any]:
 
     A file may leave out whatever its preset says, so nothing is required.
     """
-    sections = tuple(load_system(name).Config for name in list_systems())
-    schema = Config[Union[sections]].model_json_schema()  # type: ignore[misc, valid-type]  # noqa: UP007
+    sections: Any = Union[tuple(load_system(name).Config for name in list_systems())]  # noqa: UP007
+    schema = Config[sections].model_json_schema()
     schema["title"] = "ladder configuration"
     data = schema["properties"]["data"]
     schema["properties"]["data"] = {"anyOf": [data, {"type": "string"}]}

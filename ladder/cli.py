@@ -114,7 +114,9 @@ def _target(parser: _Parser, optional: bool = False) -> None:
         "target", nargs="?" if optional else None, help="name of a preset, or a YAML file"
     )
     _overrides(parser)
-    parser.add_argument("--print-config", action="store_true", help="print the whole YAML, and end")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the whole YAML, and end"
+    )
 
 
 def _overrides(parser: _Parser) -> None:

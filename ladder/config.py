@@ -9,7 +9,7 @@ fields are checked, documented and suggested like any other.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -120,7 +120,8 @@ class DataConfig(Settings):
     """Which data, and how they are prepared. `data: NAME` is short for `data: {name: NAME}`."""
 
     name: Annotated[str, Field(min_length=1)]
-    """`digits` (bundled), `mnist`, `fashion_mnist`, `kmnist`, a folder of images, or a .npy/.npz file."""
+    """`digits` (bundled), `mnist`, `fashion_mnist`, `kmnist`, a folder of images, or a .npy or
+    .npz file."""
     root: str | None = None
     """Folder of downloaded sets; null takes $LADDER_DATA, then the user's cache folder."""
     binarize: Literal["none", "static", "dynamic"] = "none"

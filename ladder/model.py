@@ -1,6 +1,7 @@
 """The spine: two passes, up and down, and nothing else.
 
-    x --bottom_up--> {name: evidence} --top_down--> features, {name: Latent} --likelihood--> p(x|z)
+x -- bottom_up --> {name: evidence} -- top_down --> features, {name: Latent}
+features -- likelihood --> p(x|z)
 """
 
 from __future__ import annotations

@@ -114,7 +114,8 @@ def iw_elbo(model: HierarchicalVAE, x: Tensor, samples: int, rows: int = 4096) -
     for done in range(0, samples, chunk):
         k = min(chunk, samples - done)
         many = repeat(x, "b ... -> (k b) ...", k=k)
-        weights = rearrange(log_weight(*model(many), many), "(k b) -> k b", k=k)
+        px, latents = model(many)
+        weights = rearrange(log_weight(px, latents, many), "(k b) -> k b", k=k)
         total = torch.logaddexp(total, weights.logsumexp(dim=0))
     return total - math.log(samples)
 

@@ -24,7 +24,7 @@ DISCRIMINATORS = ("system", "kind")
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars, and no key twice."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -47,7 +47,9 @@ for _tag, _pattern, _first in (
         list("-+0123456789."),
     ),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_pattern})$"), _first)
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_pattern})$"), _first
+    )
 
 
 class _Dumper(yaml.SafeDumper):
@@ -72,7 +74,7 @@ _Dumper.add_representer(str, _represent_str)
 
 def _load(text: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a subclass of SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError):
         return None
 
@@ -91,7 +93,7 @@ def read_yaml(text: str, where: str) -> Raw:
         UserError: If it is not YAML, not a mapping, empty, or has a key twice.
     """
     try:
-        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 (a subclass of SafeLoader)
+        raw = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{where}: line {line}: not valid YAML: {error.problem}") from None
@@ -102,7 +104,7 @@ def read_yaml(text: str, where: str) -> Raw:
         raise UserError(f"{where}: the file is empty; it needs at least 'preset: mnist_2layer'")
     if not isinstance(raw, dict):
         raise UserError(
-            f"{where}: not a configuration but a {_kind(raw)}; it needs keys such as 'preset:'"
+            f"{where}: not a configuration but {_kind(raw)}; it needs keys such as 'preset:'"
         )
     return normalise(raw)
 
@@ -150,7 +152,7 @@ def apply_override(raw: Raw, word: str) -> Raw:
 
 def _value(text: str, word: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a subclass of SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError):
         raise UserError(f"'{word}': the value is not valid YAML; quote it") from None
 
@@ -232,9 +234,9 @@ def _help(models: list[type[BaseModel]], path: Sequence[str | int]) -> str:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return "an empty list" if value == [] else ("a mapping" if isinstance(value, dict) else "a list")
-    return repr(value)
+    if isinstance(value, dict):
+        return "a mapping"
+    return "a list" if isinstance(value, list) else repr(value)
 
 
 def _join(path: Sequence[str | int]) -> str:
@@ -277,5 +279,9 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 def to_yaml(config: BaseModel) -> str:
     """Write a configuration as YAML that reads back as the same configuration."""
     return yaml.dump(
-        config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=99, allow_unicode=True
+        config.model_dump(mode="json"),
+        Dumper=_Dumper,
+        sort_keys=False,
+        width=99,
+        allow_unicode=True,
     )

@@ -93,7 +93,9 @@ def from_pretrained(source: str | Path, device: str = "cpu") -> HierarchicalVAE:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         section = content["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG}: cannot be read as a model's config: {error}") from None
+        raise UserError(
+            f"{folder / CONFIG}: cannot be read as a model's config: {error}"
+        ) from None
     with seeded(0):  # initial weights are overwritten: leave the caller's generator alone
         model = build_model(config=section)
     load_weights(model, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
@@ -125,7 +127,10 @@ def push_to_hub(model: HierarchicalVAE, repo_id: str, private: bool = False) -> 
 
 def config_json(model: HierarchicalVAE) -> str:
     """The model section and the version that wrote it, as JSON."""
-    content = {"ladder_version": version("ladder-vae"), "model": model.config.model_dump(mode="json")}
+    content = {
+        "ladder_version": version("ladder-vae"),
+        "model": model.config.model_dump(mode="json"),
+    }
     return json.dumps(content, indent=2) + "\n"
 
 
@@ -197,7 +202,9 @@ def difference(own: Mapping[str, Tensor], other: Mapping[str, Tensor], most: int
         elif own[name].shape != other[name].shape:
             groups[prefix].append(f"{rest} {_shape(other[name])}, not {_shape(own[name])}")
     lines = [f"  {prefix}: {_shorten(items)}" for prefix, items in groups.items()]
-    return lines if len(lines) <= most else [*lines[:most], f"  and {len(lines) - most} more parts"]
+    return (
+        lines if len(lines) <= most else [*lines[:most], f"  and {len(lines) - most} more parts"]
+    )
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -7,6 +7,8 @@ a tensor keeps the arithmetic on its device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -64,4 +66,9 @@ def _float64(step: Step) -> Tensor:
     return torch.as_tensor(step, dtype=torch.float64)
 
 
-SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine, "cyclic": cyclic}
+SCHEDULES: dict[str, Callable[..., Tensor]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "cyclic": cyclic,
+}

@@ -109,7 +109,9 @@ def test_killed_and_resumed_ends_bit_for_bit_as_if_left_alone(
     fit(config, killed, resume=True, quiet=True)
     assert_same(weights(killed), weights(tmp_path / "whole"))
     assert without_time(killed) == without_time(tmp_path / "whole")
-    ends = [torch.load(p / "checkpoints/step-00000040/state.pt") for p in (killed, tmp_path / "whole")]
+    ends = [
+        torch.load(p / "checkpoints/step-00000040/state.pt") for p in (killed, tmp_path / "whole")
+    ]
     moments = [list(e["optimizer"]["state"].values()) for e in ends]
     for a, b in zip(*moments, strict=True):
         assert all(torch.equal(a[k], b[k]) for k in ("step", "exp_avg", "exp_avg_sq"))
@@ -150,7 +152,9 @@ def test_the_average_follows_its_formula(tmp_path: Path) -> None:
     expected = [p.detach().clone() for p in state.parameters]
     for _, x in zip(range(5), batches(plan, 0), strict=False):
         train_step(state, x, config)
-        expected = [0.8 * e + 0.2 * p.detach() for e, p in zip(expected, state.parameters, strict=True)]
+        expected = [
+            0.8 * e + 0.2 * p.detach() for e, p in zip(expected, state.parameters, strict=True)
+        ]
     for mean, value in zip(state.average, expected, strict=True):
         torch.testing.assert_close(mean, value, rtol=1e-5, atol=1e-6)
 
@@ -204,7 +208,9 @@ def test_not_finite_names_the_weight_and_keeps_the_good_checkpoint(
 ) -> None:
     name = "bottom_up.rungs.z2.posterior.net.weight"
     monkeypatch.setattr(loop, "train_step", poison(float("nan"), 13, name))
-    with pytest.raises(WorkFailed, match=rf"step 14: .*layer z2, module {re.escape(name)}.*00000010"):
+    with pytest.raises(
+        WorkFailed, match=rf"step 14: .*layer z2, module {re.escape(name)}.*00000010"
+    ):
         fit(tiny(), tmp_path / "run", quiet=True)
     good = pointed(tmp_path / "run/checkpoints", "last")
     assert good is not None
@@ -437,7 +443,9 @@ def test_unsuitable_directories_are_refused(tmp_path: Path) -> None:
 
 def test_bfloat16_trains(tmp_path: Path) -> None:
     fit(tiny("train.precision=bfloat16"), tmp_path / "run", quiet=True)
-    first, *_, last = [r["train/loss"] for r in read_metrics(tmp_path / "run") if "train/loss" in r]
+    first, *_, last = [
+        r["train/loss"] for r in read_metrics(tmp_path / "run") if "train/loss" in r
+    ]
     assert last < first
 
 

@@ -20,7 +20,9 @@ def list_presets(pattern: str = "*") -> list[str]:
     """
     names = [f.name.removesuffix(".yaml") for f in files(__name__).iterdir()]
     names = [n for n in names if "." not in n and not n.startswith("_") and fnmatch(n, pattern)]
-    return sorted(names, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)])
+    return sorted(
+        names, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)]
+    )
 
 
 def preset_text(name: str) -> str:

@@ -58,7 +58,9 @@ def _grid(images: Tensor, temperature: float) -> bytes:
     padded = images.new_ones(columns * math.ceil(len(images) / columns), *images.shape[1:])
     padded[: len(images)] = images
     rows = [Row("", row) for row in padded.split(columns)]
-    return sheet_png(Sheet(f"{len(images)} draws from the prior, temperature {temperature:g}", rows))
+    return sheet_png(
+        Sheet(f"{len(images)} draws from the prior, temperature {temperature:g}", rows)
+    )
 
 
 def _array(images: Tensor) -> bytes:

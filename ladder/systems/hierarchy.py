@@ -37,7 +37,7 @@ class LayerSpec(Settings):
 
     dim: Count
     """Number of latent units."""
-    hidden: list[Count] = []
+    hidden: Annotated[list[Count], Field(default_factory=list)]
     """Widths of the network from below up to z; the network from z down has them reversed."""
     repeat: Count = 1
     """How many such layers stand on each other."""

@@ -53,7 +53,9 @@ def save(folder: Path, state: State, keep: int) -> Path:
         write_atomic(folder / "last", name)
     except OSError as error:
         previous = pointed(folder, "last")
-        whole = f"{previous.name}, the previous one, is whole" if previous else "none was written yet"
+        whole = (
+            f"{previous.name}, the previous one, is whole" if previous else "none was written yet"
+        )
         raise WorkFailed(
             f"{folder / name}: the checkpoint cannot be written: {error.strerror}; {whole}"
         ) from None
@@ -132,7 +134,15 @@ def _read_rest(path: Path) -> dict[str, Any]:
     try:
         rest = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return {key: rest[key] for key in ("step", "optimizer", "weights", "meter")}
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError):
+    except (
+        OSError,
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):
         raise UserError(
             f"{path}: truncated, or not a training state that ladder wrote; "
             "resume from an earlier checkpoint by writing its name into 'last'"

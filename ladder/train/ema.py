@@ -16,7 +16,8 @@ def update(state: State, decay: float) -> None:
     """average = decay * average + (1 - decay) * parameters; nothing once a step has failed."""
     if state.average is not None:
         weight = (1.0 - decay) * (1.0 - state.failed)
-        torch._foreach_lerp_(state.average, state.parameters, weight)
+        # The stub knows numbers only; a tensor keeps the host out of it.
+        torch._foreach_lerp_(state.average, state.parameters, weight)  # type: ignore[call-overload]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig
@@ -34,7 +33,9 @@ def first_offender(
             return f"the weight {_place(name)}"
     found: list[str] = []
     with _watched(model, found):
-        terms = forward_terms(model, prepare(x, step, config), beta_at(config.objective, step), config)
+        terms = forward_terms(
+            model, prepare(x, step, config), beta_at(config.objective, step), config
+        )
     if found:
         return f"the output of {_place(found[0])}"
     for name, kl in terms.kl.items():

@@ -23,7 +23,7 @@ class Meter:
         self.steps = 0
 
     def add(self, values: dict[str, Tensor], data: int) -> None:
-        """Add the metrics of one step, each a 0-dim mean over `data` data; nothing is read back."""
+        """Add one step's metrics, each a 0-dim mean over `data` data; nothing is read back."""
         stacked = torch.stack([v.detach().double() for v in values.values()]) * data
         if self.sums is None:
             self.names, self.sums = list(values), torch.zeros_like(stacked)

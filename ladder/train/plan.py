@@ -83,7 +83,11 @@ def _length(config: Config[ModelConfig]) -> dict[str, Any]:
     except UserError as error:
         return {**result, "data": str(error), "steps": train.steps}
     sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
-    return {**result, "data": {"name": config.data.name, **sizes}, "steps": train.total_steps(len(data.train))}
+    return {
+        **result,
+        "data": {"name": config.data.name, **sizes},
+        "steps": train.total_steps(len(data.train)),
+    }
 
 
 def plan_text(result: dict[str, Any]) -> str:
@@ -95,7 +99,9 @@ def plan_text(result: dict[str, Any]) -> str:
     )
     data = result["data"]
     if isinstance(data, dict):
-        data = f"{data['name']}: " + ", ".join(f"{n:,} {k}" for k, n in data.items() if k != "name")
+        data = f"{data['name']}: " + ", ".join(
+            f"{n:,} {k}" for k, n in data.items() if k != "name"
+        )
     used = ", ".join(f"{name} {size:.1f}" for name, size in memory.items() if name != "total")
     return "\n".join(
         [

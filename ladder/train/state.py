@@ -61,7 +61,7 @@ def new_state(config: Config[ModelConfig], device: torch.device) -> State:
 
 
 def _optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Adam:
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
     return kind(
         parameters,
         lr=train.lr,

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 
-class Stopped(Exception):  # noqa: N818 (not an error: a checkpoint was written)
+class Stopped(Exception):
     """Training stopped early with a checkpoint.
 
     Attributes:
