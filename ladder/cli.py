@@ -335,3 +335,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int], Callable[[_Parser], None], st
     "presets": (_presets, _describe_presets, "list the published models"),
     "schema": (_schema, _describe_schema, "JSON Schema of configuration files"),
 }
+
+
+if __name__ == "__main__":
+    entry()

@@ -60,11 +60,12 @@ def elbo(
     log_px = per_datum(px.log_prob(x))
     elementwise = {name: v.kl for name, v in latents.items() if v.kl is not None}
     kl = {name: per_datum(v) for name, v in elementwise.items()}
-    total = torch.stack(list(kl.values())).sum(dim=0)
+    nothing = torch.zeros_like(log_px)
+    total = torch.stack([nothing, *kl.values()]).sum(dim=0)
     if free_bits is None:
         cost = total.mean()
     else:
-        cost = torch.stack([floored(v, free_bits) for v in elementwise.values()]).sum()
+        cost = sum((floored(v, free_bits) for v in elementwise.values()), nothing.mean())
     return Terms(beta * cost - log_px.mean(), log_px - total, log_px, kl)
 
 

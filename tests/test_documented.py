@@ -57,9 +57,7 @@ def reparameterize(mu: Tensor, logvar: Tensor) -> Tensor:
     return mu + torch.randn_like(std) * std
 
 
-def loss_function(
-    x: Tensor, values: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def loss_function(x: Tensor, values: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     recon, mu1, logvar1, mu1_p, logvar1_p, mu2, logvar2 = values
     bce = F.binary_cross_entropy(recon, x, reduction="sum")
     kl2 = -0.5 * torch.sum(1 + logvar2 - mu2.pow(2) - logvar2.exp())

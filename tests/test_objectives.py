@@ -175,9 +175,7 @@ def test_gradient_of_iw_elbo_with_one_sample_is_that_of_the_elbo() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 6, 9, 10, 22, 1000])
-def test_chunks_do_not_change_iw_elbo(
-    feed: Callable[[list[Tensor]], None], rows: int
-) -> None:
+def test_chunks_do_not_change_iw_elbo(feed: Callable[[list[Tensor]], None], rows: int) -> None:
     model, x, samples = two_layers(), data(3), 7
     noise = [torch.randn(samples, 3, dim, dtype=torch.float64) for dim in (3, 2)]
     chunk = max(1, rows // 3)

@@ -28,9 +28,7 @@ def data(n: int = 4) -> Tensor:
 CALLS: dict[str, Callable[[HierarchicalVAE, Tensor, int | None], Tensor]] = {
     "encode": lambda m, x, s: sampling.encode(m, x, s)["z1"].z,
     "sample": lambda m, x, s: sampling.sample(m, 4, seed=s).mean,
-    "decode": lambda m, x, s: (
-        sampling.decode(m, {"z3": torch.ones(4, 3).to(x)}, seed=s).mean
-    ),
+    "decode": lambda m, x, s: sampling.decode(m, {"z3": torch.ones(4, 3).to(x)}, seed=s).mean,
     "reconstruct": lambda m, x, s: sampling.reconstruct(m, x, 2, 1.0, seed=s).mean,
     "interpolate": lambda m, x, s: sampling.interpolate(m, x[0], x[1], ["z2"], seed=s).mean,
 }

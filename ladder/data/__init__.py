@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .batches import binarize, permutation, place, take
-from .sets import Splits, load
+from ladder.data.batches import binarize, permutation, place, take
+from ladder.data.sets import Splits, load
 
 __all__ = ["Splits", "binarize", "load", "permutation", "place", "take"]

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .holdout import training_rows
-from .quote import quoted
+from ladder.data.holdout import training_rows
+from ladder.data.quote import quoted
+from ladder.errors import UserError
 
 PAIRS = (("train", "test"), ("x_train", "x_test"))
 CHANNELS = (1, 3, 4)

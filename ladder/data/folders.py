@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .holdout import training_rows
-from .images import resize
-from .quote import quoted
+from ladder.data.holdout import training_rows
+from ladder.data.images import resize
+from ladder.data.quote import quoted
+from ladder.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import DataConfig
-from ..errors import UserError, suggest
-from . import arrays, digits, folders, torchvision_sets
-from .batches import binarize, take
-from .images import CHUNK, resize, with_channels
+from ladder.config import DataConfig
+from ladder.data import arrays, digits, folders, torchvision_sets
+from ladder.data.batches import binarize, take
+from ladder.data.images import CHUNK, resize, with_channels
+from ladder.errors import UserError, suggest
 
 MOST_CHANNELS = 4  # red, green, blue and opacity; what has more has no colours
 

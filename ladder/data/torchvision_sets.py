@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import UserError
-from .quote import quoted
+from ladder.data.quote import quoted
+from ladder.errors import UserError
 
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 
@@ -109,8 +109,7 @@ def _writable(folder: Path) -> bool:
 def _unpack(kind: Any, archives: Path, place: Path) -> None:
     """Unpack what lies in `archives`, download the rest, and move all of it into `place`."""
     raw = _raw(kind, place)
-    raw.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=raw, prefix=".unpacking-") as scratch:
+    with _made(raw), TemporaryDirectory(dir=raw, prefix=".unpacking-") as scratch:
         workshop = _raw(kind, Path(scratch))
         workshop.mkdir(parents=True)
         for name in _archives(kind):
@@ -121,6 +120,20 @@ def _unpack(kind: Any, archives: Path, place: Path) -> None:
         for name in _archives(kind):
             # Atomic: whoever unpacks at the same time puts the same bytes there.
             os.replace(workshop / Path(name).stem, raw / Path(name).stem)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder; if the block fails, take away again what was made and is still empty."""
+    new = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for made in new:
+                made.rmdir()
+        raise
 
 
 @contextmanager
