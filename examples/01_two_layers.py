@@ -20,7 +20,8 @@ with TemporaryDirectory() as folder:
     summary = ladder.fit(config, Path(folder) / "run")
     model = ladder.from_pretrained(Path(folder) / "run")
 
-print(f"{summary.split} ELBO {summary.evaluation.elbo:.1f} nats, KL by layer {summary.evaluation.kl}")
+result = summary.evaluation
+print(f"{summary.split} ELBO {result.elbo:.1f} nats, KL by layer {result.kl}")
 
 x = take(load(config.data, config.model.shape).test, torch.arange(8), torch.device("cpu"))
 latents = ladder.encode(model, x, seed=0)

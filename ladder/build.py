@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,8 @@ def load_system(name: str) -> ModuleType:
         UserError: If there is no such module, or it lacks `Config` or `build`.
     """
     builtin = list_systems()
+    if not re.fullmatch(r"\w+(\.\w+)*", name):
+        raise UserError(f"model.system: '{name}' is not the name of a module")
     path = f"{systems.__name__}.{name}" if name in builtin else name
     if path == name and "." not in name:
         raise UserError(f"model.system: no system '{name}'{suggest(name, builtin)}")
@@ -98,7 +101,8 @@ def _system_config(raw: Mapping[str, Any], where: str) -> type[ModelConfig]:
     if not isinstance(model, Mapping):
         raise UserError(f"{prefix}model: missing; give a section 'model:' or 'preset: NAME'")
     if not isinstance(model.get("system"), str):
-        raise UserError(f"{prefix}model.system: missing; say which, such as 'system: hierarchy'")
+        wrong = f"should be a name, not {model['system']!r}" if "system" in model else "missing"
+        raise UserError(f"{prefix}model.system: {wrong}; say which, such as 'system: hierarchy'")
     config: type[ModelConfig] = load_system(model["system"]).Config
     return config
 
@@ -148,7 +152,7 @@ def build_model(
     changes = {key: value for key, value in overrides.items() if value is not None}
     if changes:
         raw = merge(section.model_dump(), _plain(changes))
-        section = check(_system_config({"model": raw}, ""), raw, "model")
+        section = check(_system_config({"model": raw}, ""), raw, under="model")
     model: HierarchicalVAE = load_system(section.system).build(section)
     model.config = section
     return model
@@ -160,8 +164,8 @@ def _model_section(config: Any) -> ModelConfig:
     if isinstance(config, Config):
         return cast("ModelConfig", config.model)
     if isinstance(config, Mapping) and "model" not in config and "preset" not in config:
-        return check(_system_config({"model": config}, ""), _plain(config), "model")
-    return resolve(config).model
+        return check(_system_config({"model": config}, ""), _plain(config), under="model")
+    return resolve(_plain(config) if isinstance(config, Mapping) else config).model
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,11 @@ from torch import Tensor
 HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
 
 
+def at_least_float32(parameters: Tensor) -> Tensor:
+    """Networks may run in bfloat16; distributions do not. float64 stays what it is."""
+    return parameters.to(torch.promote_types(parameters.dtype, torch.float32))
+
+
 class Normal(NamedTuple):
     """Elementwise Gaussian with standard deviation `exp(log_scale)`; both `[B, *latent]`."""
 

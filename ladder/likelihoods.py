@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ladder.distributions import Normal
+from ladder.distributions import Normal, at_least_float32
 
 
 class Observation(Protocol):
@@ -72,11 +72,6 @@ class Gaussian(NamedTuple):
         return self.normal.rsample()
 
 
-def _float32(parameters: Tensor) -> Tensor:
-    # Networks may run in bfloat16; likelihoods do not.
-    return parameters.to(torch.promote_types(parameters.dtype, torch.float32))
-
-
 class BernoulliHead(nn.Module):
     """p(x|z) for data in [0, 1]: `[B, C, ...]` logits."""
 
@@ -84,7 +79,7 @@ class BernoulliHead(nn.Module):
 
     def forward(self, parameters: Tensor) -> Bernoulli:
         """Take the parameters as logits."""
-        return Bernoulli(_float32(parameters))
+        return Bernoulli(at_least_float32(parameters))
 
 
 class GaussianHead(nn.Module):
@@ -98,7 +93,7 @@ class GaussianHead(nn.Module):
 
     def forward(self, parameters: Tensor) -> Gaussian:
         """Take the parameters as means."""
-        mean = _float32(parameters)
+        mean = at_least_float32(parameters)
         return Gaussian(Normal(mean, self.log_scale.expand_as(mean)))
 
 

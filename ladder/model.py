@@ -34,7 +34,8 @@ class Constant(nn.Module):
         if learned:
             self.value = nn.Parameter(value)
         else:
-            self.register_buffer("value", value, persistent=False)
+            # An empty state has nothing to save; any other must survive `to_empty` and loading.
+            self.register_buffer("value", value, persistent=value.numel() > 0)
 
     def forward(self, n: int) -> Tensor:
         """Return the state for `n` data, `[n, *shape]`."""

@@ -29,27 +29,38 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key.value}' is given twice", key.start_mark
-                )
-            seen.add(str(key.value))
+            problem = None
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key should be a word"
+            elif key.value in seen:
+                problem = f"key '{key.value}' is given twice"
+            if problem is not None:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 
 for _tag, _pattern, _first in (
-    ("null", r"~|null|", ["~", "n", ""]),
-    ("bool", r"true|false", list("tf")),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
     (
         "float",
-        r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+        r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
         list("-+0123456789."),
     ),
 ):
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_pattern})$"), _first
     )
+
+
+def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+# YAML 1.1 would read 012 as octal.
+_Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -63,8 +74,8 @@ def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
 
 def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
     # Quote whatever any YAML reader, old or new, would take for another type.
-    plain = _load(value) == value and yaml.safe_load(value) == value if value else False
-    style = None if plain else "'"
+    plain = all(_scalar(value, loader) == value for loader in (_Loader, yaml.SafeLoader))
+    style = None if plain else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
@@ -72,10 +83,14 @@ _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(str, _represent_str)
 
 
-def _load(text: str) -> Any:
+# What PyYAML raises; the last three for a tag such as `!!int x`.
+YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, AttributeError, TypeError)
+
+
+def _scalar(text: str, loader: type[yaml.SafeLoader]) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError):
+        return yaml.load(text, Loader=loader)
+    except YAML_ERRORS:
         return None
 
 
@@ -97,8 +112,8 @@ def read_yaml(text: str, where: str) -> Raw:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{where}: line {line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
+    except YAML_ERRORS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{where}: not valid YAML: {reason}") from None
     if raw is None:
         raise UserError(f"{where}: the file is empty; it needs at least 'preset: mnist_2layer'")
@@ -121,7 +136,7 @@ def merge(base: Any, over: Any) -> Any:
     """Lay `over` on `base`: mappings merge key by key, everything else replaces."""
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
-    if any(key in over and over[key] != base.get(key) for key in DISCRIMINATORS):
+    if any(k in over and k in base and over[k] != base[k] for k in DISCRIMINATORS):
         return dict(over)
     said = any(over.get(key) is not None for key in LENGTHS)
     merged = {k: v for k, v in base.items() if not (said and k in LENGTH_FIELDS)}
@@ -147,13 +162,13 @@ def apply_override(raw: Raw, word: str) -> Raw:
     path = [int(p) if p.isdigit() else p for p in re.findall(r"[^.\[\]]+", key)]
     if not equals or not path or isinstance(path[0], int):
         raise UserError(f"'{word}': not an override; write key=value, such as train.lr=1e-3")
-    return normalise(merge(raw, _nest(raw, path, _value(text, word), word)))
+    return dict(merge(raw, normalise(_nest(raw, path, _value(text, word), word))))
 
 
 def _value(text: str, word: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError):
+    except YAML_ERRORS:
         raise UserError(f"'{word}': the value is not valid YAML; quote it") from None
 
 
@@ -173,13 +188,14 @@ def _nest(raw: Any, path: Sequence[str | int], value: Any, word: str) -> Any:
     return items
 
 
-def check(cls: type[Section], raw: Any, where: str = "") -> Section:
+def check(cls: type[Section], raw: Any, where: str = "", under: str = "") -> Section:
     """Validate a raw section.
 
     Args:
         cls: The pydantic model.
         raw: What was read.
         where: Prefix of the sentence, such as the file's name.
+        under: Path of the section in the whole configuration.
 
     Returns:
         The frozen section.
@@ -192,13 +208,14 @@ def check(cls: type[Section], raw: Any, where: str = "") -> Section:
     except ValidationError as error:
         # A union complains once for each member; one sentence for each place is enough.
         places = {_join(_locate(cls, d)[0]): d for d in reversed(error.errors())}
-        sentences = [_sentence(cls, details) for details in reversed(places.values())]
+        sentences = [_sentence(cls, details, under) for details in reversed(places.values())]
         prefix = f"{where}: " if where else ""
         raise UserError("\n".join(prefix + sentence for sentence in sentences)) from None
 
 
-def _sentence(cls: type[BaseModel], details: ErrorDetails) -> str:
+def _sentence(cls: type[BaseModel], details: ErrorDetails, under: str) -> str:
     path, models = _locate(cls, details)
+    path = [under, *path] if under else path
     name, kind, found = _join(path), details["type"], details["input"]
     if kind == "extra_forbidden":
         known = [field for model in models for field in model.model_fields]
@@ -217,9 +234,10 @@ def _sentence(cls: type[BaseModel], details: ErrorDetails) -> str:
     if kind == "too_short":
         least, length = details["ctx"]["min_length"], details["ctx"]["actual_length"]
         return f"{name}: needs at least {least} item{'s' * (least > 1)}, not {length}"
-    if kind == "model_type":
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"{name}: should be a mapping, not {_kind(found)}"
-    message = details["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    message = details["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^(Input|String|List|Value) should", "should", message)
     if kind == "value_error":
         return f"{name}: {message}" if name else message
     return f"{name}: {message}, not {_kind(found)}"
@@ -236,7 +254,11 @@ def _help(models: list[type[BaseModel]], path: Sequence[str | int]) -> str:
 def _kind(value: Any) -> str:
     if isinstance(value, dict):
         return "a mapping"
-    return "a list" if isinstance(value, list) else repr(value)
+    if isinstance(value, list):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)
 
 
 def _join(path: Sequence[str | int]) -> str:

@@ -91,14 +91,17 @@ def from_pretrained(source: str | Path, device: str = "cpu") -> HierarchicalVAE:
     folder = _local(source)
     try:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        section = content["model"]
+        section = dict(content["model"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / CONFIG}: cannot be read as a model's config: {error}"
         ) from None
     with seeded(0):  # initial weights are overwritten: leave the caller's generator alone
         model = build_model(config=section)
-    load_weights(model, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+    weights = read_weights(folder / WEIGHTS)
+    for dtype in {w.dtype for w in weights.values() if w.is_floating_point()}:
+        model = model.to(dtype)  # one for all, unless somebody mixed them by hand
+    load_weights(model, weights, str(folder / WEIGHTS))
     return model.to(device).eval()
 
 
@@ -155,11 +158,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if data.startswith(PICKLES):
-        raise UserError(f"{path}: is a pickle, which can run code when read; use safetensors")
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
+        # Asked only now: the length that a safetensors file begins with may look the same.
+        if data.startswith(PICKLES):
+            raise UserError(
+                f"{path}: is a pickle, which can run code when read; use safetensors"
+            ) from None
         raise UserError(f"{path}: truncated or not a safetensors file ({error})") from None
 
 

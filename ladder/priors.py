@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ladder.distributions import Normal
+from ladder.distributions import Normal, at_least_float32
 
 
 def _half(v: Tensor) -> Tensor:
@@ -34,15 +34,13 @@ class StandardNormal(nn.Module):
         shape: Shape of z without the batch.
     """
 
-    zeros: Tensor
-
     def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.register_buffer("zeros", torch.zeros(shape), persistent=False)
+        self.shape = shape
 
     def forward(self, h: Tensor) -> Normal:
         """Return zero mean and unit scale for each of the B rows of `h`."""
-        zeros = self.zeros.expand(h.shape[0], *self.zeros.shape)
+        zeros = at_least_float32(h).new_zeros(h.shape[0], *self.shape)
         return Normal(zeros, zeros)
 
 
@@ -61,7 +59,5 @@ class ConditionalNormal(nn.Module):
 
     def forward(self, h: Tensor) -> Normal:
         """Map features `[B, C, ...]` to a Gaussian over `[B, latent, ...]`."""
-        out = self.net(h)
-        # Under autocast `out` is bfloat16; distributions are not.
-        mean, raw = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(2, dim=1)
+        mean, raw = at_least_float32(self.net(h)).chunk(2, dim=1)
         return Normal(mean, self.log_scale(raw))

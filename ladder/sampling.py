@@ -142,8 +142,10 @@ def reconstruct(
     kept = len(names) if top is None else top
     if not 1 <= kept <= len(names):
         raise UserError(f"reconstruct: top={top} is not between 1 and {len(names)}")
-    latents = encode(model, x, seed)
-    return decode(model, {name: latents[name].z for name in names[:kept]}, temperature, seed)
+    # Seeded once: posteriors and priors must not share their noise.
+    with seeded(seed):
+        latents = encode(model, x)
+        return decode(model, {name: latents[name].z for name in names[:kept]}, temperature)
 
 
 def interpolate(
@@ -172,13 +174,14 @@ def interpolate(
         UserError: If a level is not a layer's name.
     """
     _known(model, levels)
-    means = posterior_means(encode(model, torch.stack([a, b]), seed))
-    share = torch.linspace(0.0, 1.0, steps, device=a.device)
-    walk = {}
-    for name in levels:
-        start, end = means[name]
-        walk[name] = torch.stack([torch.lerp(start, end, s) for s in share])
-    return decode(model, walk, temperature=0.0, seed=seed)
+    with seeded(seed):
+        means = posterior_means(encode(model, torch.stack([a, b])))
+        share = torch.linspace(0.0, 1.0, steps, device=a.device)
+        walk = {}
+        for name in levels:
+            start, end = means[name]
+            walk[name] = torch.stack([torch.lerp(start, end, s) for s in share])
+        return decode(model, walk, temperature=0.0)
 
 
 def _known(model: HierarchicalVAE, names: Collection[str]) -> None:
