@@ -22,7 +22,7 @@ from conftest import peak_memory_in_a_new_process, write_result
 from ladder.build import resolve
 from ladder.data import load
 from ladder.errors import UserError
-from ladder.train.loop import Plan, batches, make_plan
+from ladder.train.loop import Setup, batches, set_up
 from ladder.train.state import State, new_state
 from ladder.train.step import train_step
 
@@ -32,26 +32,26 @@ FLOP = 6 * 610_480 * 60_000  # of an epoch's matrix products, forward and backwa
 MEMORY = """
 from pathlib import Path
 from ladder.build import resolve
-from ladder.train.loop import batches, make_plan
+from ladder.train.loop import batches, set_up
 from ladder.train.state import new_state
 from ladder.train.step import train_step
 config = resolve("mnist_2layer", ["train.device=cpu"])
-plan = make_plan(config, Path("unused"))
-state = new_state(config, plan.device)
-for _, x in zip(range(plan.steps_per_epoch), batches(plan, 0)):
+setup = set_up(config, Path("unused"))
+state = new_state(config, setup.device)
+for _, x in zip(range(setup.steps_per_epoch), batches(setup, 0)):
     train_step(state, x, config)
 """
 
 
 @pytest.fixture(scope="module")
-def ours() -> tuple[Plan, State]:
+def ours() -> tuple[Setup, State]:
     config = resolve("mnist_2layer", ["train.device=cpu"])
     try:
         load(config.data, config.model.shape)
     except UserError as error:
         pytest.skip(str(error))
-    plan = make_plan(config, Path("unused"))
-    return plan, new_state(config, plan.device)
+    setup = set_up(config, Path("unused"))
+    return setup, new_state(config, setup.device)
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +70,18 @@ def theirs(ours: Any) -> tuple[Any, ...]:
     pytest.skip("no unpacked MNIST")
 
 
-def our_epoch(plan: Plan, state: State) -> None:
-    for _, x in zip(range(plan.steps_per_epoch), batches(plan, state.step), strict=False):
-        train_step(state, x, plan.config)
+def our_epoch(setup: Setup, state: State) -> None:
+    for _, x in zip(range(setup.steps_per_epoch), batches(setup, state.step), strict=False):
+        train_step(state, x, setup.config)
     state.meter.read()
 
 
 def test_epoch(
-    benchmark: Any, ours: tuple[Plan, State], theirs: tuple[Any, ...], matrix_rate: float
+    benchmark: Any, ours: tuple[Setup, State], theirs: tuple[Any, ...], matrix_rate: float
 ) -> None:
     if not benchmark.enabled:
-        plan, state = ours
-        train_step(state, next(batches(plan, 0)), plan.config)
+        setup, state = ours
+        train_step(state, next(batches(setup, 0)), setup.config)
         return
     seconds: dict[str, list[float]] = {"ladder": [], "notebook": []}
     for _ in range(WINDOWS):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ladder.build import build_model as build_model
     from ladder.build import preset_config as preset_config
+    from ladder.build import resolve as resolve
     from ladder.config import Config as Config
     from ladder.distributions import ClosedDrawn as ClosedDrawn
     from ladder.distributions import Drawn as Drawn
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
     from ladder.sampling import sample as sample
     from ladder.train.evaluate import evaluate as evaluate
     from ladder.train.loop import fit as fit
+    from ladder.train.stop import Stopped as Stopped
 
 _HOMES = {
-    "ladder.build": ("build_model", "preset_config"),
+    "ladder.build": ("build_model", "preset_config", "resolve"),
     "ladder.config": ("Config",),
     "ladder.distributions": ("ClosedDrawn", "Drawn", "Normal"),
     "ladder.errors": ("UserError", "WorkFailed"),
@@ -52,6 +54,7 @@ _HOMES = {
     "ladder.sampling": ("decode", "encode", "interpolate", "reconstruct", "sample"),
     "ladder.train.evaluate": ("evaluate",),
     "ladder.train.loop": ("fit",),
+    "ladder.train.stop": ("Stopped",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -59,6 +62,10 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ladder-vae")
     if name not in _HOME:
         raise AttributeError(f"module 'ladder' has no attribute '{name}'")
     return getattr(import_module(_HOME[name]), name)

@@ -32,6 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 def entry() -> NoReturn:
     """The `ladder` command."""
+    sys.path.append(os.getcwd())  # for systems of the user's own
     code = main()
     try:
         sys.stdout.flush()
@@ -61,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except OSError as error:
-        return _fail(f"{error.filename or 'a file'}: {error.strerror}", 1)
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except Exception as error:
         if "ladder.train.stop" in sys.modules:
             from ladder.train.stop import Stopped
@@ -147,8 +148,12 @@ def _train(args: Arguments) -> int:
 
     given = "" if resume else _given(args)
     summary = fit(config, out, given=given, resume=resume, quiet=args.quiet)
-    pictures = write_report(out)
-    _tell(_summary_text(config, summary, pictures))
+    try:
+        pictures = write_report(out)
+    except (UserError, OSError) as error:  # the model is trained and safe all the same
+        pictures = []
+        _tell(f"ladder: the report could not be written: {error}; try 'ladder report {out}'")
+    _tell(_summary_text(config, summary))
     if args.json:
         result = {
             "run": str(summary.run),
@@ -179,6 +184,8 @@ def _what_to_train(args: Arguments) -> tuple[Config[ModelConfig], Path, bool]:
     wish = config.train.resume
     if isinstance(wish, str) and wish != "auto":
         return run.read_config(Path(wish), args.overrides), Path(wish), True
+    if wish == "auto" and args.out is None:
+        raise UserError("train.resume: auto needs to know the run; give it with --out")
     out = args.out or run.default_path(config)
     there = (out / run.RESOLVED).is_file()
     if wish is True and not there:
@@ -187,12 +194,14 @@ def _what_to_train(args: Arguments) -> tuple[Config[ModelConfig], Path, bool]:
 
 
 def _given(args: Arguments) -> str:
-    path = Path(args.target)
-    text = path.read_text(encoding="utf-8") if path.is_file() else f"preset: {args.target}\n"
+    from ladder.presets import list_presets
+
+    preset = args.target in list_presets()
+    text = f"preset: {args.target}\n" if preset else Path(args.target).read_text(encoding="utf-8")
     return "".join([text, *(f"# {word}\n" for word in args.overrides)])
 
 
-def _summary_text(config: Config[ModelConfig], summary: Any, pictures: list[Path]) -> str:
+def _summary_text(config: Config[ModelConfig], summary: Any) -> str:
     result = summary.evaluation
     kl = "  ".join(f"{name} {value:.2f}" for name, value in result.kl.items())
     name = config.preset or config.model.system
@@ -205,7 +214,7 @@ def _summary_text(config: Config[ModelConfig], summary: Any, pictures: list[Path
             f"  log p(x|z){-result.nll:9.2f} nats",
             f"  KL        {sum(result.kl.values()):9.2f} nats   ({kl})",
             f"  pictures  {summary.run / 'samples'}",
-            f"  report    {pictures[-1]}",
+            f"  report    {summary.run / 'report.html'}",
             "",
         ]
     )

@@ -175,7 +175,8 @@ class TrainConfig(Settings):
     log_every: Count = 50
     """Steps between two lines of metrics.jsonl."""
     evaluate_every: Count | None = None
-    """Steps between two evaluations; null evaluates after every epoch."""
+    """Steps between two evaluations; null evaluates after every epoch, or after as many as make
+    100 steps."""
     checkpoint_every: Count = 1000
     """Steps between two checkpoints."""
     keep: Count = 3

@@ -30,6 +30,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 def sync(path: Path) -> None:
     """Flush a file or a folder's entries to the disk."""
+    if os.name == "nt":  # Windows opens no folders, and needs no flush of their entries
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,7 @@
 """Likelihoods: modules that turn raw parameters into p(x|z), and p(x|z) as values.
 
 A value has `log_prob(x)` in nats (summing over its non-batch axes gives log p(x|z)), `mean` and
-`sample(temperature)`. A head says with `per_channel` how many raw parameters it needs for each
-data channel, stacked on axis 1.
+`sample()`. A head says with `raw_channels` how many raw parameters, on axis 1, it needs.
 """
 
 from __future__ import annotations
@@ -75,7 +74,10 @@ class Gaussian(NamedTuple):
 class BernoulliHead(nn.Module):
     """p(x|z) for data in [0, 1]: `[B, C, ...]` logits."""
 
-    per_channel = 1
+    @staticmethod
+    def raw_channels(channels: int) -> int:
+        """Raw parameters of a pixel with so many channels."""
+        return channels
 
     def forward(self, parameters: Tensor) -> Bernoulli:
         """Take the parameters as logits."""
@@ -85,7 +87,10 @@ class BernoulliHead(nn.Module):
 class GaussianHead(nn.Module):
     """p(x|z) with a mean for every pixel and one learned scale for all of them."""
 
-    per_channel = 1
+    @staticmethod
+    def raw_channels(channels: int) -> int:
+        """Raw parameters of a pixel with so many channels."""
+        return channels
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,6 +18,3 @@ class Direct(nn.Module):
     def forward(self, h: Any, evidence: Posterior, p: Normal) -> Posterior:
         """Return the evidence."""
         return evidence
-
-
-MERGES = {"direct": Direct}

@@ -47,7 +47,7 @@ class TopDown(nn.Module):
 
     Args:
         start: `n -> state` above the top layer.
-        layers: Stochastic layers by name, top first.
+        layers: Stochastic layers by name, `zL` to `z1`: top first.
         finish: `state -> features` for the likelihood.
     """
 
@@ -55,6 +55,11 @@ class TopDown(nn.Module):
         self, start: nn.Module, layers: Mapping[str, nn.Module], finish: nn.Module
     ) -> None:
         super().__init__()
+        expected = [f"z{i}" for i in range(len(layers), 0, -1)]
+        if list(layers) != expected:
+            raise ValueError(
+                f"TopDown: layers are {list(layers)}, should be {expected}, top first"
+            )
         self.start = start
         self.layers = nn.ModuleDict(layers)
         self.finish = finish

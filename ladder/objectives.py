@@ -95,7 +95,8 @@ def iw_elbo(model: HierarchicalVAE, x: Tensor, samples: int, rows: int = 4096) -
     """Importance-weighted bound log 1/K sum_k p(x, z_k) / q(z_k | x) (Burda et al. 2016, eq. 8).
 
     Uses the joint log-ratio at the draws whatever estimator the posterior has, so it bounds
-    log p(x) of the structured posterior and rises to it with K. Memory is bounded by `rows`.
+    log p(x) of the structured posterior and rises to it with K. Under `torch.no_grad()` memory is
+    bounded by `rows`; with gradients the graph of all K samples is kept.
 
     Args:
         model: The model.

@@ -133,15 +133,32 @@ def normalise(raw: Mapping[str, Any]) -> Raw:
 
 
 def merge(base: Any, over: Any) -> Any:
-    """Lay `over` on `base`: mappings merge key by key, everything else replaces."""
+    """Lay `over` on `base`: mappings merge key by key, everything else replaces.
+
+    What `over` says about the length of training drops whatever `base` says about it.
+    """
+    if isinstance(base, Mapping) and isinstance(over, Mapping):
+        base = _without_length(base, over)
+    return _merge(base, over)
+
+
+def _without_length(base: Mapping[str, Any], over: Mapping[str, Any]) -> Mapping[str, Any]:
+    before, after = base.get("train"), over.get("train")
+    if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
+        return base
+    if all(after.get(key) is None for key in LENGTHS):
+        return base
+    return {**base, "train": {k: v for k, v in before.items() if k not in LENGTH_FIELDS}}
+
+
+def _merge(base: Any, over: Any) -> Any:
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
     if any(k in over and k in base and over[k] != base[k] for k in DISCRIMINATORS):
         return dict(over)
-    said = any(over.get(key) is not None for key in LENGTHS)
-    merged = {k: v for k, v in base.items() if not (said and k in LENGTH_FIELDS)}
+    merged = dict(base)
     for key, value in over.items():
-        merged[key] = merge(merged[key], value) if key in merged else value
+        merged[key] = _merge(merged[key], value) if key in merged else value
     return merged
 
 
@@ -184,7 +201,7 @@ def _nest(raw: Any, path: Sequence[str | int], value: Any, word: str) -> Any:
         size = len(raw) if isinstance(raw, list) else 0
         raise UserError(f"'{word}': there is no item {head}; the list has {size} items")
     items = list(raw)
-    items[head] = merge(items[head], _nest(items[head], rest, value, word))
+    items[head] = _merge(items[head], _nest(items[head], rest, value, word))
     return items
 
 

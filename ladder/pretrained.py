@@ -229,11 +229,17 @@ def _shorten(items: list[str], most: int = 3) -> str:
     return "; ".join(items[:most]) + more
 
 
+def pointed(folder: Path, pointer: str) -> Path | None:
+    """The checkpoint that the file `last` or `best` in a run's `checkpoints` names, or `None`."""
+    file = folder / pointer
+    return folder / file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
 def _local(source: str | Path) -> Path:
     folder = Path(source)
-    pointer = folder / "checkpoints" / "last"
-    if pointer.is_file():
-        return pointer.parent / pointer.read_text(encoding="utf-8").strip()
+    last = pointed(folder / "checkpoints", "last")
+    if last is not None:
+        return last
     if folder.is_dir():
         return folder
     if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and source[0] != ".":

@@ -63,7 +63,7 @@ def test_heads_are_float32_or_better(name: str) -> None:
     low = torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)
     assert head(low).mean.dtype == torch.float32
     assert head(low.double()).mean.dtype == torch.float64
-    assert head(low).mean.shape == (2, 3 * head.per_channel, 4, 4)
+    assert head(low).mean.shape == (2, head.raw_channels(3), 4, 4)
 
 
 def test_the_learned_scale_gets_a_gradient() -> None:

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ladder.build import resolve
 from ladder.config import Config
-from ladder.data import permutation
+from ladder.data import load, permutation
 from ladder.errors import UserError, WorkFailed
-from ladder.pretrained import from_pretrained, read_weights
+from ladder.pretrained import from_pretrained, pointed, read_weights
 from ladder.train import fit, loop
-from ladder.train.checkpoint import pointed
+from ladder.train.checkpoint import restore
 from ladder.train.evaluate import evaluate
-from ladder.train.loop import batches, make_plan
+from ladder.train.loop import batches, set_up
 from ladder.train.meter import Meter
 from ladder.train.run import read_metrics
 from ladder.train.state import new_state
@@ -127,13 +127,13 @@ def test_evaluating_and_checkpointing_more_often_changes_nothing(tmp_path: Path)
 def test_the_loop_is_torch_adam_on_the_elbo(tmp_path: Path) -> None:
     """Ten steps of ours equal ten steps written out with the plain optimiser."""
     config = tiny("data.binarize=none")
-    plan = make_plan(config, tmp_path)
-    ours, theirs = new_state(config, plan.device), new_state(config, plan.device)
+    setup = set_up(config, tmp_path)
+    ours, theirs = new_state(config, setup.device), new_state(config, setup.device)
     plain = torch.optim.Adam(theirs.model.parameters(), lr=1e-3, fused=False, foreach=False)
     from ladder.noise import reseed
     from ladder.objectives import elbo
 
-    for step, x in zip(range(10), batches(plan, 0), strict=False):
+    for step, x in zip(range(10), batches(setup, 0), strict=False):
         train_step(ours, x, config)
         reseed(config.train.seed, step)
         plain.zero_grad()
@@ -146,11 +146,11 @@ def test_the_loop_is_torch_adam_on_the_elbo(tmp_path: Path) -> None:
 
 def test_the_average_follows_its_formula(tmp_path: Path) -> None:
     config = tiny("train.ema=0.8")
-    plan = make_plan(config, tmp_path)
-    state = new_state(config, plan.device)
+    setup = set_up(config, tmp_path)
+    state = new_state(config, setup.device)
     assert state.average is not None
     expected = [p.detach().clone() for p in state.parameters]
-    for _, x in zip(range(5), batches(plan, 0), strict=False):
+    for _, x in zip(range(5), batches(setup, 0), strict=False):
         train_step(state, x, config)
         expected = [
             0.8 * e + 0.2 * p.detach() for e, p in zip(expected, state.parameters, strict=True)
@@ -160,20 +160,20 @@ def test_the_average_follows_its_formula(tmp_path: Path) -> None:
 
 
 def test_an_epoch_shows_every_datum_once(tmp_path: Path) -> None:
-    plan = make_plan(tiny("data.binarize=none"), tmp_path)
-    seen = [x for _, x in zip(range(plan.steps_per_epoch), batches(plan, 0), strict=False)]
-    order = permutation(len(plan.images), 0, 0)
-    assert torch.equal(torch.cat(seen), plan.images[order].float() / 255)
-    late = next(batches(plan, plan.steps_per_epoch + 3))
-    expected = permutation(len(plan.images), 0, 1)[300:400]
-    assert torch.equal(late, plan.images[expected].float() / 255)
+    setup = set_up(tiny("data.binarize=none"), tmp_path)
+    seen = [x for _, x in zip(range(setup.steps_per_epoch), batches(setup, 0), strict=False)]
+    order = permutation(len(setup.images), 0, 0)
+    assert torch.equal(torch.cat(seen), setup.images[order].float() / 255)
+    late = next(batches(setup, setup.steps_per_epoch + 3))
+    expected = permutation(len(setup.images), 0, 1)[300:400]
+    assert torch.equal(late, setup.images[expected].float() / 255)
 
 
 def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:
     config = tiny("train.grad_clip=0.01")
-    plan = make_plan(config, tmp_path)
-    state = new_state(config, plan.device)
-    train_step(state, next(batches(plan, 0)), config)
+    setup = set_up(config, tmp_path)
+    state = new_state(config, setup.device)
+    train_step(state, next(batches(setup, 0)), config)
     norm = torch.stack([p.grad.norm() for p in state.parameters if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(0.01, rel=1e-3)
     assert state.meter.read()["train/grad_norm"] > 0.01
@@ -245,9 +245,9 @@ def test_not_finite_names_the_first_module(
 
 def test_after_a_failed_step_nothing_changes_any_more(tmp_path: Path) -> None:
     config = tiny("train.ema=0.9", "data.binarize=none")
-    plan = make_plan(config, tmp_path)
-    state = new_state(config, plan.device)
-    source = batches(plan, 0)
+    setup = set_up(config, tmp_path)
+    state = new_state(config, setup.device)
+    source = batches(setup, 0)
     train_step(state, next(source), config)
     before = [p.detach().clone() for p in state.parameters]
     train_step(state, torch.full((100, 1, 8, 8), float("nan")), config)
@@ -361,19 +361,19 @@ def test_a_run_and_its_checkpoint_are_pretrained_models(tmp_path: Path) -> None:
     model = from_pretrained(tmp_path / "run")
     assert not model.training
     assert_same(dict(model.state_dict()), weights(tmp_path / "run"))
-    images = make_plan(tiny(), tmp_path).held_out
+    images = set_up(tiny(), tmp_path).held_out
     elbo = read_metrics(tmp_path / "run")[-1]["val/elbo"]
     assert evaluate(model, images, 100).elbo == pytest.approx(elbo, rel=1e-6)
 
 
 def test_evaluating_touches_neither_generator_nor_mode(tmp_path: Path) -> None:
-    plan = make_plan(tiny(), tmp_path)
-    model = new_state(tiny(), plan.device).model
+    setup = set_up(tiny(), tmp_path)
+    model = new_state(tiny(), setup.device).model
     before = torch.get_rng_state()
-    first = evaluate(model, plan.held_out, 100, samples=3)
+    first = evaluate(model, setup.held_out, 100, samples=3)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
-    assert evaluate(model, plan.held_out, 100, samples=3) == first
+    assert evaluate(model, setup.held_out, 100, samples=3) == first
     assert first.iw is not None
     assert first.iw > first.elbo
 
@@ -452,9 +452,9 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
 def test_a_step_reads_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No `.item()`, `.tolist()` or truth of a tensor in a step: each would wait for the device."""
     config = tiny("train.grad_clip=1.0", "train.ema=0.9")
-    plan = make_plan(config, tmp_path)
-    state = new_state(config, plan.device)
-    source = batches(plan, 0)
+    setup = set_up(config, tmp_path)
+    state = new_state(config, setup.device)
+    source = batches(setup, 0)
     train_step(state, next(source), config)
     called: list[str] = []
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy"):
@@ -467,3 +467,80 @@ def test_a_step_reads_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(Tensor, name, noted)
     train_step(state, next(source), config)
     assert called == []
+
+
+def test_a_gradient_that_overflows_names_where_it_began(tmp_path: Path) -> None:
+    """A finite loss whose gradient turns NaN at the likelihood, not at the data's end."""
+    from ladder.train.health import first_offender
+
+    config = tiny("data.binarize=none")
+    setup = set_up(config, tmp_path)
+    state = new_state(config, setup.device)
+    spoiled = state.model.likelihood[0].weight.register_hook(lambda g: g * float("nan"))
+    before = state.model.top_down.finish[0].weight.register_hook(lambda g: g * float("nan"))
+    clause = first_offender(state.model, next(batches(setup, 0)), 0, config)
+    spoiled.remove()
+    before.remove()
+    assert clause == "the gradient of module likelihood.0.weight"
+
+
+def test_resuming_takes_the_new_options_and_writes_them_down(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(tiny("train.steps=10"), run, quiet=True)
+    config = tiny("train.steps=20", "train.optimizer=adamw", "train.weight_decay=0.1")
+    state = new_state(config, torch.device("cpu"))
+    last = pointed(run / "checkpoints", "last")
+    assert last is not None
+    restore(last, state)
+    assert state.optimizer.param_groups[0]["weight_decay"] == 0.1
+    fit(config, run, resume=True, quiet=True)
+    assert resolve(run / "config.resolved.yaml") == config
+
+
+def test_going_back_to_an_earlier_checkpoint_trusts_nothing_later(tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "run/checkpoints"
+    fit(tiny(), run, quiet=True)
+    whole = weights(run)
+    for later in ("step-00000030", "step-00000040"):
+        (folder / later / "state.pt").write_bytes(b"broken")
+    (folder / ".step-00000035.tmp").mkdir()
+    (folder / "last").write_text("step-00000020")
+    fit(tiny(), run, resume=True, quiet=True)
+    assert_same(weights(run), whole)
+    assert torch.load(folder / "step-00000040/state.pt")["step"] == 40
+    assert not list(folder.glob(".*"))
+
+
+def test_a_kill_before_best_is_marked_is_mended(tmp_path: Path) -> None:
+    words = ("data.validation=100", "train.evaluate_every=10", "train.lr=0.01")
+    fit(tiny(*words), tmp_path, quiet=True)
+    best = tmp_path / "checkpoints/best"
+    assert best.read_text() == "step-00000040"
+    best.write_text("step-00000030")
+    fit(tiny(*words), tmp_path, resume=True, quiet=True)
+    assert best.read_text() == "step-00000040"
+
+
+def test_equal_shapes_of_another_model_are_refused(tmp_path: Path) -> None:
+    fit(tiny("train.steps=10"), tmp_path, quiet=True)
+    with pytest.raises(UserError, match="its activation is 'relu', not 'tanh'"):
+        fit(tiny("train.steps=20", "model.activation=tanh"), tmp_path, resume=True, quiet=True)
+
+
+def test_resuming_where_no_run_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run is there"):
+        fit(tiny(), tmp_path / "nowhere", resume=True, quiet=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_measuring_dynamic_training_data_draws_them_once(tmp_path: Path) -> None:
+    from ladder.train.measure import measure
+
+    fit(tiny("train.steps=10"), tmp_path / "run", quiet=True)
+    record = measure(tmp_path / "run", split="train")
+    model = from_pretrained(tmp_path / "run")
+    drawn = load(tiny("data.binarize=static").data, [1, 8, 8], 0).train
+    assert set(drawn.unique().tolist()) == {0, 255}
+    assert record["elbo"] == pytest.approx(evaluate(model, drawn, 100).elbo)
+    with pytest.raises(UserError, match="the model is the run's"):
+        measure(tmp_path / "run", ["model.kl=closed_form"])

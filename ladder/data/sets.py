@@ -18,6 +18,8 @@ from ladder.errors import UserError, suggest
 
 MOST_CHANNELS = 4  # red, green, blue and opacity; what has more has no colours
 
+BINARISATION = 1  # tells this noise from that of training steps
+
 NAMES = ("digits", *torchvision_sets.CLASSES)
 
 
@@ -150,7 +152,7 @@ def _hold_out(train: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _drawn(images: Tensor, seed: int, part: int) -> Tensor:
     """Binarise once: 0 and the largest value, in the dtype of the images."""
-    state = np.random.SeedSequence([seed, part]).generate_state(1)
+    state = np.random.SeedSequence([seed, part, BINARISATION]).generate_state(1)
     generator = torch.Generator().manual_seed(int(state[0]))
     one = 255 if images.dtype == torch.uint8 else 1
     drawn = torch.empty_like(images)

@@ -26,6 +26,7 @@ def plain(axes: Axes, title: str, x: str, y: str) -> None:
     """Label axes, with a faint grid instead of a box."""
     axes.set_title(title, fontsize=12, loc="left")
     axes.set_xlabel(x)
+    axes.locator_params(axis="x", integer=True)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

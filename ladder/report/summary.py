@@ -82,7 +82,7 @@ def _measured(
     split = last["val/split"]
     n = len(data.validation if split == "validation" else data.test)
     terms = f"{last['val/nll']:.2f} -log p(x|z) + {last['val/kl']:.2f} KL ({_layers(last)})"
-    # Systems with a choice of estimators (design, section 4) have a field `kl`.
+    # Systems with a choice of estimators have a field `kl`.
     kind = getattr(config.model, "kl", None)
     estimator = f"K = 1 draw{'' if kind is None else ', KL ' + str(kind).replace('_', ' ')}"
     where = f"{split} split, n = {n:,}, {estimator}, noise seed {SEED}, step {last['step']:,}"

@@ -14,13 +14,12 @@ from ladder.files import write_atomic
 from ladder.model import HierarchicalVAE
 from ladder.noise import seeded
 from ladder.parse import to_yaml
-from ladder.pretrained import from_pretrained
+from ladder.pretrained import from_pretrained, pointed
 from ladder.report import curves, pictures
 from ladder.report.history import Record
 from ladder.report.page import Picture, page
 from ladder.report.sheet import drawable, sheet_png
 from ladder.report.summary import environment_rows, summary
-from ladder.train.checkpoint import pointed
 from ladder.train.run import METRICS, read_config, read_metrics
 
 SAMPLES, PAGE = "samples", "report.html"

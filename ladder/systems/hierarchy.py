@@ -117,5 +117,5 @@ def _likelihood(config: Config) -> nn.Sequential:
     bottom = config.layers[0]
     features = _width(bottom.dim, bottom.hidden[::-1])
     channels, *space = config.shape
-    shape = (channels * head.per_channel, *space)
+    shape = (head.raw_channels(channels), *space)
     return nn.Sequential(nn.Linear(features, math.prod(shape)), nn.Unflatten(1, shape), head)

@@ -8,6 +8,7 @@ training needs, tensors and plain values only. The files `last` and `best` name 
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from ladder.pretrained import (
     WEIGHTS,
     config_json,
     load_weights,
+    pointed,
     read_weights,
     weights_bytes,
 )
@@ -100,15 +102,31 @@ def restore(path: Path, state: State) -> None:
         state: A new state of the same configuration; changed in place.
 
     Raises:
-        UserError: If a file is truncated, pickled, or of another model; nothing is changed then.
+        UserError: If a file is truncated, pickled, or of another model; nothing is written then.
     """
     weights = read_weights(path / WEIGHTS)
     rest = _read_rest(path / STATE)
+    _same_model(path / CONFIG, state)
     load_weights(state.model, weights, str(path / WEIGHTS))
     try:
         _take_up(rest, state)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path / STATE}: of another optimiser or model: {error}") from None
+
+
+def _same_model(path: Path, state: State) -> None:
+    """Refuse a model of equal shapes that computes something else."""
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a model's config: {error}") from None
+    ours = state.model.config.model_dump(mode="json")
+    for field in ("system", "shape", "inference", "scale", "activation", "likelihood"):
+        if theirs.get(field) != ours.get(field):
+            raise UserError(
+                f"{path}: another model: its {field} is {theirs.get(field)!r}, "
+                f"not {ours.get(field)!r}"
+            )
 
 
 @torch.no_grad()
@@ -121,7 +139,10 @@ def _take_up(rest: dict[str, Any], state: State) -> None:
         ):
             mean.copy_(parameter)
             parameter.copy_(weight)
-    state.optimizer.load_state_dict(rest["optimizer"])
+    # Moments come from the file, options such as weight decay from the configuration.
+    options = state.optimizer.state_dict()["param_groups"]
+    moments = rest["optimizer"]["state"]
+    state.optimizer.load_state_dict({"state": moments, "param_groups": options})
     state.meter.load_state_dict(rest["meter"])
     state.step = rest["step"]
 
@@ -149,15 +170,34 @@ def _read_rest(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def pointed(folder: Path, pointer: str) -> Path | None:
-    """The checkpoint that `last` or `best` names, or `None`."""
-    file = folder / pointer
-    return folder / file.read_text(encoding="utf-8").strip() if file.is_file() else None
-
-
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, `last` and `best`."""
     named = {pointed(folder, "last"), pointed(folder, "best")}
     for old in sorted(folder.glob("step-*"))[:-keep]:
         if old not in named:
-            shutil.rmtree(old)
+            _delete(old)
+
+
+def tidy(folder: Path, step: int) -> None:
+    """Before going on from a step: delete what lies beyond it, and what a kill left half done.
+
+    Args:
+        folder: The run's `checkpoints` folder.
+        step: Where training goes on.
+    """
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in folder.glob("step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            _delete(path)
+    best = pointed(folder, "best")
+    if best is not None and not best.is_dir():
+        (folder / "best").unlink()
+
+
+def _delete(checkpoint: Path) -> None:
+    # Renamed first, so that no name of a checkpoint ever stands for half of one.
+    condemned = checkpoint.with_name(f".{checkpoint.name}.tmp")
+    shutil.rmtree(condemned, ignore_errors=True)
+    checkpoint.replace(condemned)
+    shutil.rmtree(condemned, ignore_errors=True)

@@ -26,7 +26,8 @@ class Evaluation(NamedTuple):
         iw: Importance-weighted bound on log p(x), or `None`.
         samples: K of `iw`; 0 without it.
         n: Number of data.
-        bpd: Bits per dimension of `iw` if there is one, else of `elbo`.
+        bpd: Bits per dimension of `iw` if there is one, else of `elbo`. Of a density on [0, 1],
+            as with a Gaussian likelihood, add 8 to compare with a code for 8-bit values.
     """
 
     elbo: float
@@ -61,13 +62,15 @@ def evaluate(
     device = next(model.parameters()).device
     training = model.training
     sums: dict[str, Tensor] = {}
-    with seeded(seed):
-        model.eval()
-        for index in torch.arange(len(images)).split(batch_size):
-            x = take(images, index, device)
-            for name, values in _measure(model, x, samples).items():
-                sums[name] = sums.get(name, 0.0) + values.double().sum()
-    model.train(training)
+    model.eval()
+    try:
+        with seeded(seed):
+            for index in torch.arange(len(images)).split(batch_size):
+                x = take(images, index, device)
+                for name, values in _measure(model, x, samples).items():
+                    sums[name] = sums.get(name, 0.0) + values.double().sum()
+    finally:
+        model.train(training)
     means = {name: (total / len(images)).item() for name, total in sums.items()}
     bound = means.get("iw", means["elbo"])
     return Evaluation(

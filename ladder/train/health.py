@@ -26,7 +26,8 @@ def first_offender(
 
     Returns:
         A clause that names layer and module: of a weight, else of the forward pass in the order
-        of execution, else of a term of the objective, else of the first gradient.
+        of execution, else of a term of the objective, else of the first gradient in the order of
+        the backward pass.
     """
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
@@ -43,11 +44,32 @@ def first_offender(
             return f"the KL of layer {name}"
     if not terms.log_px.isfinite().all():
         return "the log-likelihood, module likelihood"
-    terms.loss.backward()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return f"the gradient of {_place(name)}"
-    return "the gradient norm"
+    gradient = _first_gradient(model, terms.loss)
+    if gradient is not None:
+        return f"the gradient of {_place(gradient)}"
+    return "nothing that running the step again shows"
+
+
+def _first_gradient(model: nn.Module, loss: Tensor) -> str | None:
+    """Name of the parameter whose gradient is the first to be not finite, from the loss back."""
+    found: list[str] = []
+    model.zero_grad()
+
+    def hook(name: str) -> Any:
+        def note(parameter: Tensor) -> None:
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                found.append(name)
+
+        return note
+
+    handles = [
+        parameter.register_post_accumulate_grad_hook(hook(name))
+        for name, parameter in model.named_parameters()
+    ]
+    loss.backward()
+    for handle in handles:
+        handle.remove()
+    return found[0] if found else None
 
 
 class _watched:  # noqa: N801 (a context manager, used like a function)

@@ -15,6 +15,8 @@ from ladder.config import Config, ModelConfig
 from ladder.data import Splits, load, permutation, place, take
 from ladder.errors import UserError, WorkFailed
 from ladder.files import write_atomic
+from ladder.parse import to_yaml
+from ladder.pretrained import pointed
 from ladder.train import checkpoint, run
 from ladder.train.ema import averaged
 from ladder.train.evaluate import Evaluation, evaluate
@@ -23,6 +25,8 @@ from ladder.train.progress import Progress
 from ladder.train.state import State, choose_device, new_state
 from ladder.train.step import beta_at, lr_at, padded, train_step
 from ladder.train.stop import Stopped, StopWatch
+
+FEW = 100  # steps between two evaluations, at least, unless the configuration says
 
 
 class Summary(NamedTuple):
@@ -43,7 +47,7 @@ class Summary(NamedTuple):
     split: str
 
 
-class Plan(NamedTuple):
+class Setup(NamedTuple):
     """What stays the same while training.
 
     Attributes:
@@ -68,6 +72,11 @@ class Plan(NamedTuple):
     def steps_per_epoch(self) -> int:
         """Batches in an epoch, a smaller last one included."""
         return math.ceil(len(self.images) / self.config.train.batch_size)
+
+    @property
+    def default_evaluate_every(self) -> int:
+        """Whole epochs that make at least `FEW` steps."""
+        return math.ceil(FEW / self.steps_per_epoch) * self.steps_per_epoch
 
 
 def fit(
@@ -98,128 +107,138 @@ def fit(
     begun = time.monotonic()
     if not resume:
         run.check_free(out)
-    plan = make_plan(config, out)
-    state = new_state(config, plan.device)
+    elif not (out / run.RESOLVED).is_file():
+        raise UserError(f"{out}: no run is there to go on with ({run.RESOLVED} is missing)")
+    setup = set_up(config, out)
+    state = new_state(config, setup.device)
     if resume:
-        _resume(plan, state)
+        _resume(setup, state)
+        write_atomic(out / run.RESOLVED, to_yaml(config))
     else:
         run.create(out, config, given)
-    progress = Progress(state.step, plan.total, quiet)
+    progress = Progress(state.step, setup.total, quiet)
     try:
         with StopWatch(config.train.time_limit) as watch:
-            evaluation = _loop(plan, state, progress, watch)
+            evaluation = _loop(setup, state, progress, watch)
     finally:
         progress.close()
-    return Summary(out, state.step, time.monotonic() - begun, evaluation, plan.split)
+    return Summary(out, state.step, time.monotonic() - begun, evaluation, setup.split)
 
 
-def make_plan(config: Config[ModelConfig], out: Path) -> Plan:
+def set_up(config: Config[ModelConfig], out: Path) -> Setup:
     """Load the data and count the steps."""
     device = choose_device(config.train.device)
     data: Splits = load(config.data, config.model.shape, config.train.seed)
     split = "validation" if len(data.validation) else "test"
     held_out = data.validation if len(data.validation) else data.test
-    plan = Plan(config, out, place(data.train, device), place(held_out, device), split, device, 0)
-    return plan._replace(total=config.train.total_steps(len(data.train)))
+    setup = Setup(
+        config, out, place(data.train, device), place(held_out, device), split, device, 0
+    )
+    return setup._replace(total=config.train.total_steps(len(data.train)))
 
 
-def batches(plan: Plan, step: int) -> Iterator[Tensor]:
+def batches(setup: Setup, step: int) -> Iterator[Tensor]:
     """Batches `[B, *shape]` from a step on, for ever; a function of (seed, step) alone."""
-    size, n = plan.config.train.batch_size, len(plan.images)
-    epoch, skipped = divmod(step, plan.steps_per_epoch)
+    size, n = setup.config.train.batch_size, len(setup.images)
+    epoch, skipped = divmod(step, setup.steps_per_epoch)
     while True:
-        order = permutation(n, plan.config.train.seed, epoch).to(plan.images.device)
+        order = permutation(n, setup.config.train.seed, epoch).to(setup.images.device)
         for index in order.split(size)[skipped:]:
-            yield take(plan.images, index, plan.device)
+            yield take(setup.images, index, setup.device)
         epoch, skipped = epoch + 1, 0
 
 
-def _resume(plan: Plan, state: State) -> None:
-    last = checkpoint.pointed(plan.out / "checkpoints", "last")
+def _resume(setup: Setup, state: State) -> None:
+    last = pointed(setup.out / "checkpoints", "last")
     if last is not None:
         checkpoint.restore(last, state)
-    if state.step > plan.total:
+    if state.step > setup.total:
         raise UserError(
-            f"{plan.out}: has {state.step} steps already, more than the {plan.total} asked for; "
+            f"{setup.out}: has {state.step} steps already, more than the {setup.total} asked for; "
             "raise train.steps or train.epochs"
         )
-    run.truncate_metrics(plan.out, state.step)
+    run.truncate_metrics(setup.out, state.step)
+    checkpoint.tidy(setup.out / "checkpoints", state.step)
+    _mark_best(setup, state)
 
 
-def _loop(plan: Plan, state: State, progress: Progress, watch: StopWatch) -> Evaluation:
-    train, evaluation = plan.config.train, None
-    evaluate_every = train.evaluate_every or plan.steps_per_epoch
-    source = batches(plan, state.step)
+def _loop(setup: Setup, state: State, progress: Progress, watch: StopWatch) -> Evaluation:
+    train, evaluation = setup.config.train, None
+    evaluate_every = train.evaluate_every or setup.default_evaluate_every
+    source = batches(setup, state.step)
     window = time.monotonic()
-    while state.step < plan.total:
-        train_step(state, next(source), plan.config)
+    while state.step < setup.total:
+        train_step(state, next(source), setup.config)
         progress.advance()
         done = state.step
-        last, stop = done == plan.total, watch.exit_code()
-        if last or done % train.log_every == 0 or done % plan.steps_per_epoch == 0:
-            _log(plan, state, progress, time.monotonic() - window)
+        last = done == setup.total
+        if last or done % train.log_every == 0 or done % setup.steps_per_epoch == 0:
+            _log(setup, state, progress, time.monotonic() - window)
             window = time.monotonic()
         if last or done % evaluate_every == 0:
-            evaluation = _evaluate(plan, state)
+            evaluation = _evaluate(setup, state)
             window = time.monotonic()
+        stop = watch.exit_code()
         if last or stop is not None or done % train.checkpoint_every == 0:
-            _check(plan, state)
-            checkpoint.save(plan.out / "checkpoints", state, train.keep)
-        if stop is not None and not last:
-            raise Stopped(stop, f"stopped at step {done}; go on with --resume {plan.out}")
-    return evaluation or _evaluate(plan, state, write=False)
+            _check(setup, state)
+            checkpoint.save(setup.out / "checkpoints", state, train.keep)
+        if stop is not None:
+            raise Stopped(stop, f"stopped at step {done}; go on with --resume {setup.out}")
+    return evaluation or _evaluate(setup, state, write=False)
 
 
-def _log(plan: Plan, state: State, progress: Progress, seconds: float) -> None:
+def _log(setup: Setup, state: State, progress: Progress, seconds: float) -> None:
     """Bring the metrics back, write a line, and stop if a step was not finite."""
     means = state.meter.read()
-    _check(plan, state)
-    step, size = state.step, plan.images[0].numel()
+    _check(setup, state)
+    step, size = state.step, setup.images[0].numel()
     record: dict[str, Any] = {
         "step": step,
-        "epoch": step / plan.steps_per_epoch,
+        "epoch": step / setup.steps_per_epoch,
         "data": state.meter.data,
         **means,
         "train/bpd": -means["train/elbo"] / (math.log(2.0) * size),
-        "train/beta": beta_at(plan.config.objective, step - 1).item(),
-        "train/lr": lr_at(plan.config.train, step - 1),
+        "train/beta": beta_at(setup.config.objective, step - 1).item(),
+        "train/lr": lr_at(setup.config.train, step - 1),
         "train/images_per_s": state.meter.data / max(seconds, 1e-9),
     }
-    run.append_metrics(plan.out, record)
-    if step % plan.config.train.log_every == 0 or step == plan.total:
+    run.append_metrics(setup.out, record)
+    if step % setup.config.train.log_every == 0 or step == setup.total:
         progress.report(step, {n: means[n] for n in ("train/loss", "train/nll", "train/kl")})
     state.meter.clear()
 
 
-def _check(plan: Plan, state: State) -> None:
+def _check(setup: Setup, state: State) -> None:
     if state.failed.item() == 0:
         return
     # Updates stopped at the failed step, so the optimiser has counted only those before it.
     step = int(next(iter(state.optimizer.state.values()))["step"].item())
-    x = next(batches(plan, step))
-    offender = first_offender(state.model, x, step, plan.config)
-    last = checkpoint.pointed(plan.out / "checkpoints", "last")
+    x = next(batches(setup, step))
+    offender = first_offender(state.model, x, step, setup.config)
+    last = pointed(setup.out / "checkpoints", "last")
     where = f"the last good checkpoint is {last.name}" if last else "no checkpoint was written yet"
     raise WorkFailed(
-        f"step {step + 1}: the loss is not finite; the first to go was {offender}; {where}; "
+        f"step {step + 1}: the loss or its gradient is not finite; "
+        f"the first to go was {offender}; {where}; "
         "lower train.lr or set train.grad_clip"
     )
 
 
-def _evaluate(plan: Plan, state: State, write: bool = True) -> Evaluation:
+def _evaluate(setup: Setup, state: State, write: bool = True) -> Evaluation:
+    _check(setup, state)
     with averaged(state):
-        result = evaluate(state.model, plan.held_out, plan.config.train.batch_size)
+        result = evaluate(state.model, setup.held_out, setup.config.train.batch_size)
     if write:
-        run.append_metrics(plan.out, _record(plan, state, result))
-        _choose_best(plan, state, result)
+        run.append_metrics(setup.out, _record(setup, state, result))
+        _choose_best(setup, state)
     return result
 
 
-def _record(plan: Plan, state: State, result: Evaluation) -> dict[str, Any]:
+def _record(setup: Setup, state: State, result: Evaluation) -> dict[str, Any]:
     return {
         "step": state.step,
-        "epoch": state.step / plan.steps_per_epoch,
-        "val/split": plan.split,
+        "epoch": state.step / setup.steps_per_epoch,
+        "val/split": setup.split,
         "val/elbo": result.elbo,
         "val/nll": result.nll,
         "val/kl": sum(result.kl.values()),
@@ -228,12 +247,25 @@ def _record(plan: Plan, state: State, result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _choose_best(plan: Plan, state: State, result: Evaluation) -> None:
-    """Point `best` to a checkpoint of this step; only a validation split may choose."""
-    if plan.split != "validation":
-        return
-    earlier = [r["val/elbo"] for r in run.read_metrics(plan.out) if "val/elbo" in r]
-    if result.elbo >= max(earlier):
-        _check(plan, state)
-        path = checkpoint.save(plan.out / "checkpoints", state, plan.config.train.keep)
+def _choose_best(setup: Setup, state: State) -> None:
+    """Keep this step as `best` if it is; only a validation split may choose."""
+    if _is_best(setup, state):
+        path = checkpoint.save(setup.out / "checkpoints", state, setup.config.train.keep)
         write_atomic(path.parent / "best", path.name)
+
+
+def _mark_best(setup: Setup, state: State) -> None:
+    """What a kill between a checkpoint and its mark left undone."""
+    last = pointed(setup.out / "checkpoints", "last")
+    if last is not None and _is_best(setup, state):
+        write_atomic(last.parent / "best", last.name)
+
+
+def _is_best(setup: Setup, state: State) -> bool:
+    bounds = {
+        record["step"]: record["val/elbo"]
+        for record in run.read_metrics(setup.out)
+        if record.get("val/split") == "validation" and math.isfinite(record["val/elbo"])
+    }
+    here = bounds.get(state.step)
+    return setup.split == "validation" and here is not None and here >= max(bounds.values())

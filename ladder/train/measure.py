@@ -9,8 +9,8 @@ from typing import Any
 
 from ladder.data import load
 from ladder.errors import UserError
-from ladder.pretrained import from_pretrained
-from ladder.train import checkpoint, run
+from ladder.pretrained import from_pretrained, pointed
+from ladder.train import run
 from ladder.train.evaluate import SEED, evaluate
 from ladder.train.state import choose_device
 
@@ -43,12 +43,18 @@ def measure(
     """
     if samples < 0 or (n is not None and n < 1):
         raise UserError("evaluate: --samples must be at least 0 and --n at least 1")
+    if any(word.startswith(("model.", "model=")) for word in overrides):
+        raise UserError("evaluate: the model is the run's; only data and train can be overridden")
     config = run.read_config(out, list(overrides))
-    last = checkpoint.pointed(out / "checkpoints", "last")
+    last = pointed(out / "checkpoints", "last")
     if last is None:
         raise UserError(f"{out}: has no checkpoint yet; train first")
     device = choose_device(config.train.device)
-    images = getattr(load(config.data, config.model.shape, config.train.seed), split)[:n]
+    data = config.data
+    if split == "train" and data.binarize == "dynamic":
+        # Training draws it in every batch; a number needs one draw.
+        data = data.model_copy(update={"binarize": "static"})
+    images = getattr(load(data, config.model.shape, config.train.seed), split)[:n]
     if len(images) == 0:
         raise UserError(f"evaluate: the {split} split is empty; set data.validation or another")
     model = from_pretrained(last, str(device))
@@ -61,6 +67,7 @@ def measure(
         **({f"iw{samples}": result.iw} if samples else {}),
         "bpd": result.bpd,
         "estimator": f"importance-weighted, K={samples}" if samples else "ELBO, 1 sample",
+        "kl": getattr(config.model, "kl", "closed_form"),
         "data": config.data.name,
         "split": split,
         "n": result.n,

@@ -20,7 +20,6 @@ class Meter:
         self.names: list[str] = []
         self.sums: Tensor | None = None
         self.data = 0
-        self.steps = 0
 
     def add(self, values: dict[str, Tensor], data: int) -> None:
         """Add one step's metrics, each a 0-dim mean over `data` data; nothing is read back."""
@@ -29,7 +28,6 @@ class Meter:
             self.names, self.sums = list(values), torch.zeros_like(stacked)
         self.sums += stacked
         self.data += data
-        self.steps += 1
 
     def read(self) -> dict[str, float]:
         """Means over all data since `clear`; this is where the host waits for the device."""
@@ -39,17 +37,17 @@ class Meter:
 
     def clear(self) -> None:
         """Begin again."""
-        self.data = self.steps = 0
+        self.data = 0
         if self.sums is not None:
             self.sums = torch.zeros_like(self.sums)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
         sums = None if self.sums is None else self.sums.cpu()
-        return {"names": self.names, "sums": sums, "data": self.data, "steps": self.steps}
+        return {"names": self.names, "sums": sums, "data": self.data}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what a checkpoint holds."""
-        self.names, self.data, self.steps = list(state["names"]), state["data"], state["steps"]
+        self.names, self.data = list(state["names"]), state["data"]
         sums = state["sums"]
         self.sums = None if sums is None else sums.to(self.device)

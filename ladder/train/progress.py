@@ -41,11 +41,13 @@ class Progress:
         elif not self.quiet:
             rate = (step - self.first) / max(time.monotonic() - self.begun, 1e-9)
             left = (self.total - step) / rate if rate else 0.0
-            print(
-                f"step {step}/{self.total} {text} {rate:.1f} step/s {_clock(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._say(f"step {step}/{self.total} {text} {rate:.1f} step/s {_clock(left)} left")
+
+    def _say(self, line: str) -> None:
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except BrokenPipeError:  # nobody listens any more; training is not over for that
+            self.quiet = True
 
     def close(self) -> None:
         """Take the bar away."""

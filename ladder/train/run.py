@@ -16,7 +16,7 @@ import torch
 
 from ladder.build import resolve
 from ladder.config import Config, ModelConfig
-from ladder.errors import UserError
+from ladder.errors import UserError, WorkFailed
 from ladder.files import write_atomic
 from ladder.parse import to_yaml
 
@@ -49,7 +49,7 @@ def check_free(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder with --out")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(not p.name.endswith(".tmp") for p in out.iterdir()):
         raise UserError(f"{out}: not empty; choose another --out, or go on with --resume {out}")
     parent = out
     while not parent.exists():
@@ -72,9 +72,9 @@ def create(out: Path, config: Config[ModelConfig], given: str) -> None:
     check_free(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / RESOLVED, to_yaml(config))  # first: with it the run can be gone on with
         write_atomic(out / GIVEN, given)
         write_atomic(out / ENVIRONMENT, json.dumps(environment(config), indent=2) + "\n")
-        write_atomic(out / RESOLVED, to_yaml(config))
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
 
@@ -106,7 +106,7 @@ def environment(config: Config[ModelConfig]) -> dict[str, Any]:
         "device": _device_name(config.train.device),
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),
-        "argv": ["ladder", *sys.argv[1:]],
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": config.train.seed,
     }
 
@@ -136,9 +136,14 @@ def git_commit() -> str | None:
 
 
 def append_metrics(run: Path, record: dict[str, Any]) -> None:
-    """Add one line to metrics.jsonl."""
-    with (run / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add one line to metrics.jsonl; raises WorkFailed if that cannot be."""
+    try:
+        with (run / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise WorkFailed(
+            f"{run / METRICS}: cannot be written: {error.strerror}; checkpoints are whole"
+        ) from None
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -85,13 +85,15 @@ def choose_device(name: str) -> torch.device:
         UserError: If there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"train.device: no device '{name}'; try auto, cpu or cuda") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"train.device: '{name}' is not there; try auto or cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # noise is seeded on the current device
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"train.device: '{name}' is not supported; try auto, cpu or cuda")
     return device

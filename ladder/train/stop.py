@@ -37,7 +37,8 @@ class StopWatch:
         # Only the main thread may listen; elsewhere the caller's own handlers stay.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._note)
+                # None is a handler that Python did not install: leave it to whoever did.
+                self.previous[number] = signal.signal(number, self._note) or signal.SIG_DFL
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,7 +48,7 @@ class StopWatch:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         # A second one is impatience: let it through.
-        signal.signal(number, self.previous[number] or signal.SIG_DFL)
+        signal.signal(number, self.previous[number])
 
     def exit_code(self) -> int | None:
         """What the process should exit with, or `None` to go on."""
