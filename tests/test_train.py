@@ -340,10 +340,11 @@ def test_the_test_split_chooses_nothing(tmp_path: Path) -> None:
 
 
 def test_the_run_directory_holds_what_it_should(tmp_path: Path) -> None:
-    fit(tiny(), tmp_path / "run", given="preset: x\n", quiet=True)
+    config = tiny("train.evaluate_every=15")
+    fit(config, tmp_path / "run", given="preset: x\n", quiet=True)
     run = tmp_path / "run"
     assert (run / "config.yaml").read_text() == "preset: x\n"
-    assert resolve(run / "config.resolved.yaml") == tiny()
+    assert resolve(run / "config.resolved.yaml") == config
     environment = json.loads((run / "environment.json").read_text())
     assert {"python", "torch", "device", "git_commit", "argv", "seed"} <= environment.keys()
     assert os.uname().nodename not in (run / "environment.json").read_text()
