@@ -38,11 +38,15 @@ def peak_memory_in_a_new_process(code: str) -> int:
     return int(result.stdout.splitlines()[-1]) * 1024
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     """What a reader needs to compare; no host name."""
     lines = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     names = [line.split(":")[1].strip() for line in lines.splitlines() if "model name" in line]
+    gpu = {}
+    if device.startswith("cuda"):
+        gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     return {
+        **gpu,
         "cpu": names[0] if names else platform.processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -50,10 +54,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, content: dict[str, Any]) -> Path:
-    """Write `results/benchmark-<name>-cpu-float32-pt<version>.json`."""
+def write_result(name: str, content: dict[str, Any], device: str = "cpu") -> Path:
+    """Write `results/benchmark-<name>-<device>-float32-pt<version>.json`."""
     version = torch.__version__.split("+")[0]
-    path = RESULTS / f"benchmark-{name}-cpu-float32-pt{version}.json"
+    path = RESULTS / f"benchmark-{name}-{device.split(':')[0]}-float32-pt{version}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), **content}, indent=2) + "\n")
+    path.write_text(json.dumps({"machine": machine(device), **content}, indent=2) + "\n")
     return path

@@ -54,12 +54,15 @@ def loader(root: Path) -> DataLoader:
 
 
 def train_epoch(
-    model: Documented, data: DataLoader, optimizer: torch.optim.Optimizer
+    model: Documented,
+    data: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device | str = "cpu",
 ) -> list[float]:
     """One epoch; every term is read back at every step."""
     totals = [0.0] * 4
     for images, _ in data:
-        x = images.view(images.size(0), -1)
+        x = images.view(images.size(0), -1).to(device)
         optimizer.zero_grad()
         terms = loss_function(x, model(x))
         terms[0].backward()

@@ -249,7 +249,7 @@ def test_failed_work_exits_1(
 ) -> None:
     assert cli.main(["train", str(file), "--quiet", "--out", "run", "train.lr=1e30"]) == 1
     err = capsys.readouterr().err
-    assert "the loss is not finite" in err
+    assert "is not finite; the first to go was" in err
     assert "module" in err
 
 
