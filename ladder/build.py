@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 import re
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ def load_system(name: str) -> ModuleType:
     if not re.fullmatch(r"\w+(\.\w+)*", name):
         raise UserError(f"model.system: '{name}' is not the name of a module")
     path = f"{systems.__name__}.{name}" if name in builtin else name
-    if path == name and "." not in name:
+    if path == name and "." not in name and importlib.util.find_spec(name) is None:
         raise UserError(f"model.system: no system '{name}'{suggest(name, builtin)}")
     try:
         module = importlib.import_module(path)
@@ -42,6 +43,8 @@ def load_system(name: str) -> ModuleType:
         raise UserError(f"model.system: cannot import '{path}': {error}") from None
     if not (hasattr(module, "Config") and hasattr(module, "build")):
         raise UserError(f"model.system: '{path}' needs a class 'Config' and a function 'build'")
+    if not (isinstance(module.Config, type) and issubclass(module.Config, ModelConfig)):
+        raise UserError(f"model.system: '{path}.Config' should subclass ladder.config.ModelConfig")
     return module
 
 

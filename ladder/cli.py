@@ -175,6 +175,8 @@ def _what_to_train(args: Arguments) -> tuple[Config[ModelConfig], Path, bool]:
 
     if args.resume is not None:
         words = [w for w in (args.target, *args.overrides) if w is not None]
+        if args.target is not None and "=" not in args.target:
+            raise UserError("ladder train: --resume RUN takes no preset or file, only key=value")
         if args.out is not None:
             raise UserError("ladder train: --out and --resume exclude each other")
         return run.read_config(args.resume, words), args.resume, True
@@ -304,7 +306,7 @@ def _plan(args: Arguments) -> int:
 
     result = plan(config)
     print(json.dumps(result) if args.json else plan_text(result))
-    return 0
+    return 0 if isinstance(result["data"], dict) else _fail(result["data"], 2)
 
 
 def _describe_schema(parser: _Parser) -> None:

@@ -139,14 +139,14 @@ class DataConfig(Settings):
 class TrainConfig(Settings):
     """How long, how, and what is written."""
 
-    epochs: Positive | None = None
-    """Passes over the training set; give this or `steps`."""
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Passes over the training set; give this or `steps`, of which the last one said counts."""
     steps: Count | None = None
     """Optimiser steps; give this or `epochs`."""
     min_steps: Count | None = None
     """With `epochs`: at least so many steps, because an epoch of a small set is few. Dropped by
     whoever overrides `epochs` or `steps`."""
-    batch_size: Count = 128
+    batch_size: Annotated[int, Field(ge=1, lt=2**31)] = 128
     """Data in one step."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam with coupled (adam) or decoupled (adamw) weight decay."""

@@ -15,6 +15,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from ladder.config import FreeBits
+from ladder.errors import UserError
 from ladder.latent import Latent
 from ladder.likelihoods import Observation
 from ladder.model import HierarchicalVAE
@@ -107,10 +108,15 @@ def iw_elbo(model: HierarchicalVAE, x: Tensor, samples: int, rows: int = 4096) -
     Returns:
         The bound for each datum, `[B]`, in nats.
 
+    Raises:
+        UserError: If K is below 1.
+
     References:
         Importance Weighted Autoencoders (Burda, Grosse, Salakhutdinov, 2016),
         https://arxiv.org/abs/1509.00519
     """
+    if samples < 1:
+        raise UserError(f"iw_elbo: samples should be at least 1, not {samples}")
     chunk = max(1, rows // x.shape[0])
     total = x.new_full((x.shape[0],), -math.inf)
     for done in range(0, samples, chunk):

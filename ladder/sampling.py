@@ -60,7 +60,12 @@ def sample(
 
     Returns:
         p(x|z), `[n, *shape]`.
+
+    Raises:
+        UserError: If `n` or the temperature is out of range.
     """
+    if n < 1 or not temperature >= 0:
+        raise UserError("sample: n should be at least 1 and the temperature at least 0")
     with seeded(seed):
         px: Observation = model.decode(n, temperature=temperature)[0]
     return px
@@ -89,7 +94,7 @@ def draw_prior(
 @torch.no_grad()
 def decode(
     model: HierarchicalVAE,
-    z: Mapping[str, Tensor],
+    z: Mapping[str, Tensor | Latent],
     temperature: float = 1.0,
     seed: int | None = None,
 ) -> Observation:
@@ -97,7 +102,8 @@ def decode(
 
     Args:
         model: The model.
-        z: Values by layer name, each `[B, *latent]`; at least one.
+        z: Values by layer name, each `[B, *latent]`, or latents as `encode` returns them; at
+            least one.
         temperature: Of the priors drawn from; 0 takes their means.
         seed: Seed of the draws; `None` goes on with torch's generator.
 
@@ -110,9 +116,14 @@ def decode(
     _known(model, z)
     if not z:
         raise UserError("decode: no latent is given; to draw all of them, use sample")
-    rows = next(iter(z.values())).shape[0]
+    values = {name: v.z if isinstance(v, Latent) else v for name, v in z.items()}
+    sizes = {v.shape[0] for v in values.values()}
+    if len(sizes) != 1:
+        raise UserError(
+            f"decode: latents are given for {sorted(sizes)} data; give as many of each"
+        )
     with seeded(seed):
-        px: Observation = model.decode(rows, z, temperature)[0]
+        px: Observation = model.decode(sizes.pop(), values, temperature)[0]
     return px
 
 
@@ -173,6 +184,7 @@ def interpolate(
     Raises:
         UserError: If a level is not a layer's name.
     """
+    levels = [levels] if isinstance(levels, str) else levels
     _known(model, levels)
     with seeded(seed):
         means = posterior_means(encode(model, torch.stack([a, b])))

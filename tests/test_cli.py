@@ -156,8 +156,10 @@ def test_planning_counts_what_building_makes(
 
 
 def test_planning_without_the_data(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", str(file), "data=nowhere.npz", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
+    assert cli.main(["plan", str(file), "data=nowhere.npz", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert "nowhere.npz" in err
+    plan = json.loads(out)
     assert plan["steps"] == 20
     assert "nowhere.npz" in plan["data"]
 

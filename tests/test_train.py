@@ -545,3 +545,14 @@ def test_measuring_dynamic_training_data_draws_them_once(tmp_path: Path) -> None
     assert record["elbo"] == pytest.approx(evaluate(model, drawn, 100).elbo)
     with pytest.raises(UserError, match="the model is the run's"):
         measure(tmp_path / "run", ["model.kl=closed_form"])
+
+
+def test_a_run_keeps_saying_what_it_was_trained_with(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(tiny("train.steps=10"), run, quiet=True)
+    resolved = (run / "config.resolved.yaml").read_text()
+    for word in ("data.binarize=static", "objective.beta=0.5"):
+        with pytest.raises(UserError, match="was trained with another"):
+            fit(tiny(word), run, resume=True, quiet=True)
+    fit(tiny("train.steps=10", "train.lr=1.0"), run, resume=True, quiet=True)
+    assert (run / "config.resolved.yaml").read_text() == resolved  # nothing was trained with it

@@ -36,7 +36,7 @@ def write_samples(
         UserError: If an argument is out of range, the data are no images, or nothing is there.
         OSError: If the file cannot be written.
     """
-    if n < 1 or temperature < 0:
+    if n < 1 or not temperature >= 0:
         raise UserError("sample: n must be at least 1 and the temperature at least 0")
     model = from_pretrained(source)
     picture = drawable(model.config.shape)

@@ -15,7 +15,6 @@ from ladder.config import Config, ModelConfig
 from ladder.data import Splits, load, permutation, place, take
 from ladder.errors import UserError, WorkFailed
 from ladder.files import write_atomic
-from ladder.parse import to_yaml
 from ladder.pretrained import pointed
 from ladder.train import checkpoint, run
 from ladder.train.ema import averaged
@@ -107,13 +106,12 @@ def fit(
     begun = time.monotonic()
     if not resume:
         run.check_free(out)
-    elif not (out / run.RESOLVED).is_file():
-        raise UserError(f"{out}: no run is there to go on with ({run.RESOLVED} is missing)")
+    else:
+        run.check_same(out, config)
     setup = set_up(config, out)
     state = new_state(config, setup.device)
     if resume:
         _resume(setup, state)
-        write_atomic(out / run.RESOLVED, to_yaml(config))
     else:
         run.create(out, config, given)
     progress = Progress(state.step, setup.total, quiet)
@@ -182,6 +180,7 @@ def _loop(setup: Setup, state: State, progress: Progress, watch: StopWatch) -> E
         if last or stop is not None or done % train.checkpoint_every == 0:
             _check(setup, state)
             checkpoint.save(setup.out / "checkpoints", state, train.keep)
+            run.record(setup.out, setup.config)
         if stop is not None:
             raise Stopped(stop, f"stopped at step {done}; go on with --resume {setup.out}")
     return evaluation or _evaluate(setup, state, write=False)

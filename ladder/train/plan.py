@@ -81,7 +81,7 @@ def _length(config: Config[ModelConfig]) -> dict[str, Any]:
     try:
         data = load(config.data, config.model.shape, train.seed)
     except UserError as error:
-        return {**result, "data": str(error), "steps": train.steps}
+        return {**result, "data": str(error).removeprefix("data: "), "steps": train.steps}
     sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
     return {
         **result,
@@ -97,7 +97,7 @@ def plan_text(result: dict[str, Any]) -> str:
     latents = "\n".join(
         f"  {name:<5} {' x '.join(map(str, shape))}" for name, shape in result["latents"].items()
     )
-    data = result["data"]
+    data, steps = result["data"], result["steps"] or "an unknown number of"
     if isinstance(data, dict):
         data = f"{data['name']}: " + ", ".join(
             f"{n:,} {k}" for k, n in data.items() if k != "name"
@@ -110,6 +110,6 @@ def plan_text(result: dict[str, Any]) -> str:
             f"latents     top first\n{latents}",
             f"memory      about {memory['total']:.1f} MiB ({used})",
             f"data        {data}",
-            f"would run   {result['steps']} steps of {result['batch_size']} on {result['device']}",
+            f"would run   {steps} steps of {result['batch_size']} on {result['device']}",
         ]
     )

@@ -79,6 +79,36 @@ def create(out: Path, config: Config[ModelConfig], given: str) -> None:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
 
 
+def record(out: Path, config: Config[ModelConfig]) -> None:
+    """Keep config.resolved.yaml true: written when a checkpoint trained with it is there."""
+    text = to_yaml(config)
+    if (out / RESOLVED).read_text(encoding="utf-8") != text:
+        write_atomic(out / RESOLVED, text)
+
+
+def check_same(out: Path, config: Config[ModelConfig]) -> None:
+    """Refuse to go on with a run on other data or for another objective.
+
+    Args:
+        out: The run directory.
+        config: What is to be trained now.
+
+    Raises:
+        UserError: If there is no run, or its record would become untrue.
+    """
+    before = read_config(out)
+    moved = config.data.model_copy(update={"root": before.data.root})
+    for section, ours, theirs in (
+        ("data", moved, before.data),
+        ("objective", config.objective, before.objective),
+    ):
+        if ours != theirs:
+            raise UserError(
+                f"{out}: was trained with another '{section}' section; "
+                "start a new run, or leave it as it was"
+            )
+
+
 def read_config(run: Path, overrides: list[str] | None = None) -> Config[ModelConfig]:
     """The resolved configuration of a run.
 
