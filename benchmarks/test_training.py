@@ -81,7 +81,7 @@ def test_epoch(
 ) -> None:
     if not benchmark.enabled:
         setup, state = ours
-        train_step(state, next(batches(setup, 0)), setup.config)
+        benchmark(train_step, state, next(batches(setup, 0)), setup.config)
         return
     seconds: dict[str, list[float]] = {"ladder": [], "notebook": []}
     for _ in range(WINDOWS):
