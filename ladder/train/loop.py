@@ -261,10 +261,12 @@ def _mark_best(setup: Setup, state: State) -> None:
 
 
 def _is_best(setup: Setup, state: State) -> bool:
+    if setup.split != "validation":
+        return False
     bounds = {
         record["step"]: record["val/elbo"]
         for record in run.read_metrics(setup.out)
         if record.get("val/split") == "validation" and math.isfinite(record["val/elbo"])
     }
     here = bounds.get(state.step)
-    return setup.split == "validation" and here is not None and here >= max(bounds.values())
+    return here is not None and here >= max(bounds.values())
