@@ -2,14 +2,14 @@
 
 All are `NamedTuple`s of tensors, so they pass through `torch.compile`, DDP and pytrees unchanged.
 Every method works elementwise and in nats; summing over a layer is the objective's business.
-A posterior has `mean`, `log_scale`, `rsample`, `log_prob` and `kl(p, z)`; which estimator of the
-KL is right follows from when z was drawn, so it is a property of the posterior's type.
+Which estimator of the KL is right follows from when z was drawn, so it is a property of the
+posterior's type.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,32 @@ HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
 def at_least_float32(parameters: Tensor) -> Tensor:
     """Networks may run in bfloat16; distributions do not. float64 stays what it is."""
     return parameters.to(torch.promote_types(parameters.dtype, torch.float32))
+
+
+class Posterior(Protocol):
+    """What every posterior can do, elementwise and shaped like z."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of z."""
+        ...
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Log of the standard deviation of z."""
+        ...
+
+    def rsample(self, temperature: float | Tensor = 1.0) -> Tensor:
+        """Draw z, differentiably; or hand out the draw that was made on the way up."""
+        ...
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of `z`."""
+        ...
+
+    def kl(self, p: Normal, z: Tensor) -> Tensor:
+        """Estimate of KL(self || p) given the draw `z`."""
+        ...
 
 
 class Normal(NamedTuple):
@@ -93,4 +119,43 @@ class ClosedDrawn(Drawn):
         return self.normal.kl(p, z)
 
 
-Posterior = Normal | Drawn
+class Joined(NamedTuple):
+    """A posterior of which one part is drawn going down and the other was drawn going up.
+
+    Bidirectional inference (Maaloe et al. 2019): z_l = [z_l^TD, z_l^BU] on axis 1. Everything that
+    the prior of z_l^TD conditions on is fixed before it is drawn, so its KL is closed; that of
+    z_l^BU is what its type says.
+    """
+
+    td: Normal
+    bu: Drawn
+
+    @property
+    def mean(self) -> Tensor:
+        """Posterior means, those of the part drawn going down first."""
+        return torch.cat([self.td.mean, self.bu.mean], dim=1)
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Log of the posterior standard deviations."""
+        return torch.cat([self.td.log_scale, self.bu.log_scale], dim=1)
+
+    def rsample(self, temperature: float | Tensor = 1.0) -> Tensor:
+        """Draw the part that is drawn going down, beside the one that was drawn going up."""
+        return torch.cat([self.td.rsample(temperature), self.bu.rsample()], dim=1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of `z`, elementwise."""
+        td, bu = self.parts(z)
+        return torch.cat([self.td.log_prob(td), self.bu.log_prob(bu)], dim=1)
+
+    def kl(self, p: Normal, z: Tensor) -> Tensor:
+        """Closed-form KL of the first part, that of the drawn posterior for the second."""
+        p_td, p_bu = (Normal(*parts) for parts in zip(*map(self.parts, p), strict=True))
+        td, bu = self.parts(z)
+        return torch.cat([self.td.kl(p_td, td), self.bu.kl(p_bu, bu)], dim=1)
+
+    def parts(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Split values shaped like z into those drawn going down and those drawn going up."""
+        n = self.td.mean.shape[1]
+        return values[:, :n], values[:, n:]
