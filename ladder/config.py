@@ -148,8 +148,8 @@ class TrainConfig(Settings):
     whoever overrides `epochs` or `steps`."""
     batch_size: Annotated[int, Field(ge=1, lt=2**31)] = 128
     """Data in one step."""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """Adam with coupled (adam) or decoupled (adamw) weight decay."""
+    optimizer: Literal["adam", "adamw", "adamax"] = "adam"
+    """Adam with coupled (adam) or decoupled (adamw) weight decay, or Adamax (coupled)."""
     lr: Positive = 1e-3
     """Learning rate."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -164,6 +164,9 @@ class TrainConfig(Settings):
     """Weight decay."""
     grad_clip: Positive | None = None
     """Largest global gradient norm; null does not clip."""
+    grad_clip_value: Positive | None = None
+    """Largest absolute value of an element of the gradient, after `grad_clip`; null does not
+    clip."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the average of the weights used to evaluate and sample; null keeps none."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

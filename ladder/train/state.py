@@ -12,6 +12,7 @@ from ladder.config import Config, ModelConfig, TrainConfig
 from ladder.errors import UserError
 from ladder.model import HierarchicalVAE
 from ladder.noise import seeded
+from ladder.train.adamax import Adamax
 from ladder.train.meter import Meter
 
 
@@ -22,7 +23,7 @@ class State:
     Attributes:
         model: The model being trained.
         parameters: Its parameters; walking the module tree for them costs as much as a layer.
-        optimizer: Its fused optimiser.
+        optimizer: Its optimiser; it asks the host nothing.
         average: Running average of the parameters, in their order; `None` without EMA.
         step: Optimiser steps done.
         failed: 0-dim float32 on the device; 1 from the first step on that was not finite. Once
@@ -32,7 +33,7 @@ class State:
 
     model: HierarchicalVAE
     parameters: list[nn.Parameter]
-    optimizer: torch.optim.Adam
+    optimizer: torch.optim.Adam | Adamax
     average: list[Tensor] | None
     step: int
     failed: Tensor
@@ -56,16 +57,19 @@ def new_state(config: Config[ModelConfig], device: torch.device) -> State:
     failed = torch.zeros((), device=device)
     optimizer = _optimizer(parameters, config.train)
     # The fused kernels leave everything as it is while this is 1, without asking the host.
-    optimizer.found_inf = failed  # type: ignore[attr-defined]
+    optimizer.found_inf = failed  # type: ignore[union-attr]
     return State(model, parameters, optimizer, average, 0, failed, Meter(device))
 
 
-def _optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Adam:
+def _optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Adam | Adamax:
+    betas = train.betas[0], train.betas[1]
+    if train.optimizer == "adamax":
+        return Adamax(parameters, train.lr, betas, train.eps, train.weight_decay)
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
     return kind(
         parameters,
         lr=train.lr,
-        betas=(train.betas[0], train.betas[1]),
+        betas=betas,
         eps=train.eps,
         weight_decay=train.weight_decay,
         fused=True,

@@ -57,6 +57,8 @@ def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
     state.optimizer.zero_grad()
     terms.loss.backward()
     norm = gradient_norm(state.parameters, config.train.grad_clip)
+    if config.train.grad_clip_value is not None:
+        nn.utils.clip_grad_value_(state.parameters, config.train.grad_clip_value)
     with torch.no_grad():
         fine = terms.loss.isfinite() & norm.isfinite()
         state.failed.copy_(torch.maximum(state.failed, 1.0 - fine.float()))

@@ -1,0 +1,100 @@
+"""Adamax without a word to the host: it stops by itself at a step that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Integers as wide as a floating-point number, in bytes.
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Adamax(torch.optim.Optimizer):
+    """The update of `torch.optim.Adamax`, leaving everything as it is once `found_inf` is 1.
+
+    torch's own has no fused kernel, and only fused optimisers know `found_inf`. A parameter that
+    got no gradient is left out; the bias correction is that of its group's first parameter with
+    one.
+
+    Args:
+        parameters: What to optimise.
+        lr: Learning rate.
+        betas: Decay of the mean of the gradient, and of its largest absolute value.
+        eps: Added to the absolute value of the gradient.
+        weight_decay: Coupled weight decay.
+
+    Attributes:
+        found_inf: 0-dim float on the parameters' device; with 1 nothing changes but gradients,
+            which become zero, nor does the step count. `None` is never.
+
+    References:
+        Adam: A Method for Stochastic Optimization, section 7.1 (Kingma & Ba, 2015),
+        https://arxiv.org/abs/1412.6980
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        # As `capturable`, loading a state puts the step count on the parameters' device.
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(parameters, {**options, "capturable": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; there is no closure."""
+        assert closure is None
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._update(parameters, group)
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        states = [self._state(p, group["eps"]) for p in parameters]
+        steps, means, peaks = ([s[k] for s in states] for k in ("step", "exp_avg", "exp_inf"))
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if group["weight_decay"]:
+            gradients = list(
+                torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+            )
+        stop = self.found_inf if self.found_inf is not None else torch.zeros_like(steps[0])
+        stop = stop > 0
+        _zero(gradients, stop)
+        torch._foreach_add_(steps, (~stop).to(steps[0]))
+        beta1, beta2 = (torch.where(stop, 1.0, beta).to(means[0]) for beta in group["betas"])
+        torch._foreach_mul_(means, beta1)
+        torch._foreach_add_(means, gradients, alpha=1.0 - group["betas"][0])
+        torch._foreach_mul_(peaks, beta2)
+        sizes = torch._foreach_abs(gradients)
+        torch._foreach_add_(sizes, group["eps"])
+        torch._foreach_maximum_(peaks, sizes)
+        rate = group["lr"] / (1.0 - group["betas"][0] ** steps[0].double())
+        change = torch._foreach_div(means, peaks)
+        torch._foreach_mul_(change, torch.where(stop, 0.0, -rate).to(change[0]))
+        torch._foreach_add_(parameters, change)
+
+    def _state(self, parameter: Tensor, eps: float) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            # No less than after any step, or a failed first one would divide 0 by 0.
+            state["exp_inf"] = torch.full_like(parameter, eps)
+        return state
+
+
+def _zero(tensors: list[Tensor], stop: Tensor) -> None:
+    """Make the tensors zero where `stop` says, NaN too: as integers, which know none."""
+    bits = [t.view(BITS[t.element_size()]) for t in tensors]
+    for kind in {b.dtype for b in bits}:
+        same = [b for b in bits if b.dtype == kind]
+        torch._foreach_mul_(same, (~stop).to(kind))
