@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from ladder.sampling import interpolate as interpolate
     from ladder.sampling import reconstruct as reconstruct
     from ladder.sampling import sample as sample
+    from ladder.sampling import swap as swap
+    from ladder.sampling import top_latents as top_latents
+    from ladder.sampling import vary as vary
     from ladder.train.evaluate import evaluate as evaluate
     from ladder.train.loop import fit as fit
     from ladder.train.stop import Stopped as Stopped
@@ -51,7 +54,16 @@ _HOMES = {
     "ladder.objectives": ("Terms", "elbo", "iw_elbo"),
     "ladder.presets": ("list_presets",),
     "ladder.pretrained": ("from_pretrained", "push_to_hub", "save_pretrained"),
-    "ladder.sampling": ("decode", "encode", "interpolate", "reconstruct", "sample"),
+    "ladder.sampling": (
+        "decode",
+        "encode",
+        "interpolate",
+        "reconstruct",
+        "sample",
+        "swap",
+        "top_latents",
+        "vary",
+    ),
     "ladder.train.evaluate": ("evaluate",),
     "ladder.train.loop": ("fit",),
     "ladder.train.stop": ("Stopped",),

@@ -16,6 +16,13 @@ from torch import Tensor, nn
 from ladder.latent import Latent
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+# One for all priors, or by layer name, where layers that are not named have 1.
+Temperature = float | Tensor | Mapping[str, float | Tensor]
+
+
+def temperature_of(name: str, temperature: Temperature) -> float | Tensor:
+    """The temperature of the layer `name`."""
+    return temperature.get(name, 1.0) if isinstance(temperature, Mapping) else temperature
 
 
 class Constant(nn.Module):
@@ -69,7 +76,7 @@ class TopDown(nn.Module):
         n: int,
         evidence: Mapping[str, Any] = NOTHING,
         z: Mapping[str, Tensor] = NOTHING,
-        temperature: float | Tensor = 1.0,
+        temperature: Temperature = 1.0,
     ) -> tuple[Any, dict[str, Latent]]:
         """Walk from the top to the data.
 
@@ -78,7 +85,8 @@ class TopDown(nn.Module):
             evidence: What the bottom-up pass says, by layer; a layer without it draws from its
                 prior.
             z: Values to take as they are, by layer, each `[B, *latent]`.
-            temperature: Multiplies the standard deviation of every prior that is drawn from.
+            temperature: Multiplies the standard deviation of the priors that are drawn from: of
+                all, or by layer name; layers that a mapping does not name have 1.
 
         Returns:
             Features for the likelihood, and every layer's latent by name, top first.
@@ -86,7 +94,8 @@ class TopDown(nn.Module):
         state = self.start(n)
         latents: dict[str, Latent] = {}
         for name, layer in self.layers.items():
-            state, latents[name] = layer(state, evidence.get(name), z.get(name), temperature)
+            t = temperature_of(name, temperature)
+            state, latents[name] = layer(state, evidence.get(name), z.get(name), t)
         return self.finish(state), latents
 
 
@@ -119,14 +128,15 @@ class HierarchicalVAE(nn.Module):
         self,
         n: int,
         z: Mapping[str, Tensor] = NOTHING,
-        temperature: float | Tensor = 1.0,
+        temperature: Temperature = 1.0,
     ) -> tuple[Any, dict[str, Latent]]:
         """Generate `n` data: latents in `z` as given, the others from their priors.
 
         Args:
             n: Number of data B.
             z: Values by layer name, each `[B, *latent]`.
-            temperature: Multiplies the standard deviation of every prior that is drawn from.
+            temperature: Multiplies the standard deviation of the priors that are drawn from: of
+                all, or by layer name; layers that a mapping does not name have 1.
 
         Returns:
             p(x|z) and the latents.

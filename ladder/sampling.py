@@ -1,13 +1,16 @@
-"""What one does with a model: encode, sample, reconstruct, decode from the top, interpolate.
+"""What one does with a model: encode, sample, decode, reconstruct, interpolate, swap, vary.
 
-Free functions over dicts of z by layer name (`z1` next to the data). None of them draws gradients,
-and none changes whether the model is in training mode: call `model.eval()` first. They return
-p(x|z), so take `.mean` for a picture or `.sample()` for a draw.
+Free functions over dicts of z by layer name (`z1` next to the data), for latents of any shape,
+`[B, D]` or `[B, C, *space]`. None of them draws gradients, and none changes whether the model is
+in training mode: call `model.eval()` first. They return p(x|z), so take `.mean` for a picture or
+`.sample()` for a draw. A temperature is one number for all priors, or a number by layer name,
+where layers that are not named have 1; it never touches a posterior.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +18,11 @@ from torch import Tensor
 from ladder.errors import UserError, suggest
 from ladder.latent import Latent
 from ladder.likelihoods import Observation
-from ladder.model import HierarchicalVAE
+from ladder.model import HierarchicalVAE, Temperature
 from ladder.noise import seeded
+
+T = TypeVar("T")
+FEWEST_RADIANS = 1e-4  # between directions that are told apart on an arc
 
 
 def layer_names(model: HierarchicalVAE) -> list[str]:
@@ -46,26 +52,46 @@ def posterior_means(latents: Mapping[str, Latent]) -> dict[str, Tensor]:
     return {name: latent.q.mean for name, latent in latents.items() if latent.q is not None}
 
 
+def top_latents(latents: Mapping[str, T], k: int) -> dict[str, T]:
+    """Keep the highest of all latents, for `decode`.
+
+    Args:
+        latents: Latents, or anything else, by layer name.
+        k: How many are kept, from 1 to all of them.
+
+    Returns:
+        Those kept, top first.
+
+    Raises:
+        UserError: If `k` is out of range.
+    """
+    if not 1 <= k <= len(latents):
+        raise UserError(f"top_latents: k={k} is not between 1 and {len(latents)}")
+    names = sorted(latents, key=lambda name: int(name.removeprefix("z")), reverse=True)
+    return {name: latents[name] for name in names[:k]}
+
+
 @torch.no_grad()
 def sample(
-    model: HierarchicalVAE, n: int, temperature: float = 1.0, seed: int | None = None
+    model: HierarchicalVAE, n: int, temperature: Temperature = 1.0, seed: int | None = None
 ) -> Observation:
     """Generate `n` data from the prior.
 
     Args:
         model: The model.
         n: Number of data.
-        temperature: Multiplies the standard deviation of every prior; 0 is deterministic.
+        temperature: Multiplies the standard deviation of every prior, or by layer name of some;
+            0 is deterministic.
         seed: Seed of the draws; `None` goes on with torch's generator.
 
     Returns:
         p(x|z), `[n, *shape]`.
 
     Raises:
-        UserError: If `n` or the temperature is out of range.
+        UserError: If `n` or a temperature is out of range, or a name is not a layer's.
     """
-    if n < 1 or not temperature >= 0:
-        raise UserError("sample: n should be at least 1 and the temperature at least 0")
+    _check_number("sample", n)
+    _check_temperature(model, temperature)
     with seeded(seed):
         px: Observation = model.decode(n, temperature=temperature)[0]
     return px
@@ -73,19 +99,24 @@ def sample(
 
 @torch.no_grad()
 def draw_prior(
-    model: HierarchicalVAE, n: int, temperature: float = 1.0, seed: int | None = None
+    model: HierarchicalVAE, n: int, temperature: Temperature = 1.0, seed: int | None = None
 ) -> dict[str, Latent]:
     """Draw every latent from the prior.
 
     Args:
         model: The model.
         n: Number of draws.
-        temperature: Multiplies the standard deviation of every prior.
+        temperature: Multiplies the standard deviation of every prior, or by layer name of some.
         seed: Seed of the draws; `None` goes on with torch's generator.
 
     Returns:
         Latents by name, top first; `q` and `kl` are `None`.
+
+    Raises:
+        UserError: If `n` or a temperature is out of range, or a name is not a layer's.
     """
+    _check_number("draw_prior", n)
+    _check_temperature(model, temperature)
     with seeded(seed):
         latents: dict[str, Latent] = model.decode(n, temperature=temperature)[1]
     return latents
@@ -95,35 +126,44 @@ def draw_prior(
 def decode(
     model: HierarchicalVAE,
     z: Mapping[str, Tensor | Latent],
-    temperature: float = 1.0,
+    temperature: Temperature = 1.0,
+    rest: Literal["prior", "mean"] = "prior",
     seed: int | None = None,
 ) -> Observation:
-    """Decode latents, drawing those that are not given from their priors.
+    """Decode the latents that are given; the rest follows from the priors, given what is above.
 
     Args:
         model: The model.
-        z: Values by layer name, each `[B, *latent]`, or latents as `encode` returns them; at
-            least one.
+        z: Values by layer name, each `[B, *latent]`, or latents as `encode` returns them; any
+            subset but the empty one.
         temperature: Of the priors drawn from; 0 takes their means.
+        rest: What latents that are not given are: `prior`, a draw, or `mean`, the same as
+            temperature 0.
         seed: Seed of the draws; `None` goes on with torch's generator.
 
     Returns:
         p(x|z), `[B, *shape]`.
 
     Raises:
-        UserError: If a name is not a layer's, or no latent is given.
+        UserError: If a name is not a layer's, no latent is given, or an argument is out of range.
     """
-    _known(model, z)
+    _check_names(model, z)
+    _check_temperature(model, temperature)
     if not z:
         raise UserError("decode: no latent is given; to draw all of them, use sample")
+    if rest not in ("prior", "mean"):
+        raise UserError(f"decode: rest={rest!r} should be 'prior' or 'mean'")
+    if rest == "mean" and not (isinstance(temperature, int | float) and temperature == 1.0):
+        raise UserError("decode: rest='mean' draws nothing, so it goes without a temperature")
     values = {name: v.z if isinstance(v, Latent) else v for name, v in z.items()}
     sizes = {v.shape[0] for v in values.values()}
     if len(sizes) != 1:
         raise UserError(
             f"decode: latents are given for {sorted(sizes)} data; give as many of each"
         )
+    t = 0.0 if rest == "mean" else temperature
     with seeded(seed):
-        px: Observation = model.decode(sizes.pop(), values, temperature)[0]
+        px: Observation = model.decode(sizes.pop(), values, t)[0]
     return px
 
 
@@ -131,7 +171,7 @@ def reconstruct(
     model: HierarchicalVAE,
     x: Tensor,
     top: int | None = None,
-    temperature: float = 0.0,
+    temperature: Temperature = 0.0,
     seed: int | None = None,
 ) -> Observation:
     """Encode `x`, keep the `top` highest latents, and decode with the rest from their priors.
@@ -149,14 +189,13 @@ def reconstruct(
     Raises:
         UserError: If `top` is not between 1 and the number of layers.
     """
-    names = layer_names(model)
-    kept = len(names) if top is None else top
-    if not 1 <= kept <= len(names):
-        raise UserError(f"reconstruct: top={top} is not between 1 and {len(names)}")
+    layers = len(layer_names(model))
+    kept = layers if top is None else top
+    if not 1 <= kept <= layers:
+        raise UserError(f"reconstruct: top={top} is not between 1 and {layers}")
     # Seeded once: posteriors and priors must not share their noise.
     with seeded(seed):
-        latents = encode(model, x)
-        return decode(model, {name: latents[name].z for name in names[:kept]}, temperature)
+        return decode(model, top_latents(encode(model, x), kept), temperature)
 
 
 def interpolate(
@@ -166,8 +205,9 @@ def interpolate(
     levels: Collection[str],
     steps: int = 10,
     seed: int | None = None,
+    path: Literal["line", "arc"] = "line",
 ) -> Observation:
-    """Walk in a straight line between the posterior means of two data, at some levels.
+    """Walk between the posterior means of two data, at one level or several.
 
     Args:
         model: The model.
@@ -175,29 +215,166 @@ def interpolate(
         b: Where it ends, `[*shape]`.
         levels: Names of the layers that walk; the others are the means of their priors, given
             what is above.
-        steps: Number of points, both ends included.
+        steps: Number of points, both ends included; at least 2.
         seed: Seed of the draws that posteriors condition on.
+        path: `line`, or `arc`: the direction turns evenly and the length changes with it, each
+            level seen as one vector. On an arc a walk at the top stays where N(0, I) has its mass.
 
     Returns:
         p(x|z), `[steps, *shape]`.
 
     Raises:
-        UserError: If a level is not a layer's name.
+        UserError: If a level is not a layer's name, or an argument is out of range.
     """
     levels = [levels] if isinstance(levels, str) else levels
-    _known(model, levels)
+    _check_names(model, levels)
+    _check_number("interpolate", steps, "steps", least=2)
+    _check_pair("interpolate", a, b)
+    if not levels:
+        raise UserError("interpolate: no level is named; give one of the layers' names")
+    if path not in ("line", "arc"):
+        raise UserError(f"interpolate: path={path!r} should be 'line' or 'arc'")
+    go = _line if path == "line" else _arc
     with seeded(seed):
         means = posterior_means(encode(model, torch.stack([a, b])))
-        share = torch.linspace(0.0, 1.0, steps, device=a.device)
-        walk = {}
-        for name in levels:
-            start, end = means[name]
-            walk[name] = torch.stack([torch.lerp(start, end, s) for s in share])
-        return decode(model, walk, temperature=0.0)
+        walk = {name: go(means[name][0], means[name][1], steps) for name in levels}
+        return decode(model, walk, rest="mean")
 
 
-def _known(model: HierarchicalVAE, names: Collection[str]) -> None:
+def swap(
+    model: HierarchicalVAE,
+    a: Tensor,
+    b: Tensor,
+    levels: int | Collection[str],
+    seed: int | None = None,
+) -> Observation:
+    """Decode some levels of `a` with all others of `b`: "coarse of A, fine of B".
+
+    Each datum is encoded by itself, both with the same noise, so `swap(model, a, a, levels)` is
+    `reconstruct(model, a)`. Where x depends on z1 alone, as below a Markov state, only the datum
+    that gives z1 is seen.
+
+    Args:
+        model: The model.
+        a: Data, `[B, *shape]`.
+        b: Data, `[B, *shape]`; each goes with the one of `a` in its place.
+        levels: What comes from `a`: so many layers from the top (0 is none), or layers by name.
+        seed: Seed of the draws; `None` goes on with torch's generator.
+
+    Returns:
+        p(x|z), `[B, *shape]`.
+
+    Raises:
+        UserError: If a level is not there, or `a` and `b` have different shapes.
+    """
+    _check_pair("swap", a, b)
+    names = layer_names(model)
+    if isinstance(levels, int):
+        if not 0 <= levels <= len(names):
+            raise UserError(f"swap: levels={levels} is not between 0 and {len(names)}")
+        levels = names[:levels]
+    levels = [levels] if isinstance(levels, str) else levels
+    _check_names(model, levels)
+    with seeded(seed):
+        with torch.random.fork_rng([a.device] if a.is_cuda else []):
+            of_a = encode(model, a)
+        of_b = encode(model, b)
+        return decode(model, {name: (of_a if name in levels else of_b)[name] for name in names})
+
+
+@torch.no_grad()
+def vary(
+    model: HierarchicalVAE,
+    z: Mapping[str, Tensor | Latent],
+    level: str,
+    unit: int | Sequence[int],
+    values: Sequence[float] | Tensor,
+) -> Observation:
+    """Give one unit of one datum's latents a range of values, all else as it is.
+
+    Args:
+        model: The model.
+        z: Latents of one datum by layer name, each `[1, *latent]`, the level among them; those
+            not given are the means of their priors, and so follow what is above.
+        level: Name of the unit's layer.
+        unit: Index into `[*latent]`; in `[C, *space]` one number is a whole channel.
+        values: What the unit becomes.
+
+    Returns:
+        p(x|z), `[len(values), *shape]`.
+
+    Raises:
+        UserError: If there is no such unit, or `z` holds more than one datum.
+    """
+    given = {name: v.z if isinstance(v, Latent) else v for name, v in z.items()}
+    _check_names(model, [*given, level])
+    if level not in given:
+        raise UserError(f"vary: z holds no '{level}'{suggest(level, given)}")
+    if any(v.shape[0] != 1 for v in given.values()):
+        raise UserError("vary: z should hold the latents of one datum, each [1, *latent]")
+    index = [unit] if isinstance(unit, int) else list(unit)
+    shape = list(given[level].shape[1:])
+    if not 1 <= len(index) <= len(shape) or not all(
+        0 <= i < size for i, size in zip(index, shape, strict=False)
+    ):
+        raise UserError(f"vary: no unit {unit}: the latents of {level} have shape {shape}")
+    many = {name: v.repeat(len(values), *[1] * (v.ndim - 1)) for name, v in given.items()}
+    moved = many[level].movedim(0, -1)[tuple(index)]
+    moved.copy_(torch.as_tensor(values).to(moved))
+    # Nothing is drawn, but priors at temperature 0 consume noise: that of a seed, given back.
+    return decode(model, many, rest="mean", seed=0)
+
+
+def _line(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Points of the straight line, `[steps, *latent]`."""
+    share = torch.linspace(0.0, 1.0, steps, device=start.device)
+    return torch.stack([torch.lerp(start, end, s) for s in share])
+
+
+def _arc(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Points of the arc; of the line where the ends have no angle between them, or half a turn."""
+    cosine = torch.cosine_similarity(start.flatten(), end.flatten(), dim=0).clamp(-1.0, 1.0)
+    angle = cosine.acos()
+    line = _line(start, end, steps)
+    if angle.sin() < FEWEST_RADIANS:
+        return line
+    share = torch.linspace(0.0, 1.0, steps).to(start).view(-1, *[1] * start.ndim)
+    return (((1.0 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin()
+
+
+def _check_names(model: HierarchicalVAE, names: Collection[str]) -> None:
     layers = layer_names(model)
     for name in names:
         if name not in layers:
             raise UserError(f"no layer '{name}'{suggest(name, layers)}")
+
+
+def _check_number(function: str, value: int, name: str = "n", least: int = 1) -> None:
+    if value < least:
+        raise UserError(f"{function}: {name}={value} should be at least {least}")
+
+
+def _check_pair(function: str, a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise UserError(
+            f"{function}: a has shape {list(a.shape)} and b {list(b.shape)}; give two alike"
+        )
+
+
+def _check_temperature(model: HierarchicalVAE, temperature: Temperature) -> None:
+    if isinstance(temperature, Mapping):
+        _check_names(model, temperature)
+    else:
+        temperature = {"": temperature}
+    for name, t in temperature.items():
+        if not _is_temperature(t):
+            where = f" of {name}" if name else ""
+            raise UserError(f"temperature{where}: {t!r} should be a finite number, 0 or above")
+
+
+def _is_temperature(value: object) -> bool:
+    try:
+        t = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return bool((t.isfinite() & (t >= 0)).all())
