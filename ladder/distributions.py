@@ -71,6 +71,19 @@ class Normal(NamedTuple):
         return log_ratio + 0.5 * ((-2.0 * log_ratio).exp() + distance.square() - 1.0)
 
 
+class Sampled(Normal):
+    """A posterior drawn going down whose KL is the sampled estimate of the same KL, as published.
+
+    Some systems optimise log q - log p at the draw although the closed form is at hand.
+    """
+
+    __slots__ = ()
+
+    def kl(self, p: Normal, z: Tensor) -> Tensor:
+        """log q(z) - log p(z), elementwise."""
+        return self.log_prob(z) - p.log_prob(z)
+
+
 class Drawn(NamedTuple):
     """A posterior whose `z` was drawn on the way up, with the sampled KL estimate.
 
@@ -122,7 +135,7 @@ class ClosedDrawn(Drawn):
 class Joined(NamedTuple):
     """A posterior of which one part is drawn going down and the other was drawn going up.
 
-    Bidirectional inference (Maaloe et al. 2019): z_l = [z_l^TD, z_l^BU] on axis 1. Everything that
+    Bidirectional inference (Maaløe et al. 2019): z_l = [z_l^TD, z_l^BU] on axis 1. Everything that
     the prior of z_l^TD conditions on is fixed before it is drawn, so its KL is closed; that of
     z_l^BU is what its type says.
     """

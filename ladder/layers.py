@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ladder.latent import Latent, draw
@@ -69,3 +70,37 @@ class Markov(nn.Module):
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         """Return z, whatever h was."""
         return z
+
+
+class Residual(nn.Module):
+    """Combine by adding: the layers below see all layers above through one stream.
+
+    Args:
+        net: `z -> [B, C_h, ...]`.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
+        """Return h + net(z)."""
+        added: Tensor = self.net(z)
+        return h + added
+
+
+class Skip(nn.Module):
+    """Combine by a network on both: the layers below see z and, beside it, all layers above.
+
+    Args:
+        net: `[B, C_h + C_z, ...] -> state`.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
+        """Return net([h, z])."""
+        state: Tensor = self.net(torch.cat([h, z], dim=1))
+        return state

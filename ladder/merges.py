@@ -24,7 +24,7 @@ class Direct(nn.Module):
 
 
 class PrecisionWeighted(nn.Module):
-    """The normalised product of evidence and prior (Sonderby et al. 2016, eq. 17 to 19).
+    """The normalised product of evidence and prior (Sønderby et al. 2016, section 2.2).
 
     1/s^2 = 1/s_e^2 + 1/s_p^2 and m = (m_e/s_e^2 + m_p/s_p^2) s^2, from the logs of the scales, so
     that no precision overflows.
@@ -56,9 +56,10 @@ class Concat(nn.Module):
 
 
 class ResidualNormal(nn.Module):
-    """The posterior relative to the prior: mean m_p + dm, scale s_p ds (Vahdat & Kautz 2020, eq. 4).
+    """The posterior relative to the prior: mean m_p + dm, scale s_p ds.
 
-    With dm and ds at 0 and 1 the KL is 0, and a moving prior carries its posterior along.
+    The residual normal of NVAE (Vahdat & Kautz 2020, section 3.2). With dm and ds at 0 and 1 the
+    KL is 0, and a moving prior carries its posterior along.
 
     Args:
         net: `[B, C_h + C_d, ...] -> Normal`, read as dm and log ds.

@@ -44,6 +44,25 @@ class StandardNormal(nn.Module):
         return Normal(zeros, zeros)
 
 
+class LearnedNormal(nn.Module):
+    """One Gaussian for all data whose means and scales are parameters; N(0, I) at first.
+
+    Args:
+        shape: Shape of z without the batch.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(1, *shape))
+        self.log_scale = nn.Parameter(torch.zeros(1, *shape))
+
+    def forward(self, h: Tensor) -> Normal:
+        """Return the same Gaussian for each of the B rows of `h`."""
+        shape = (h.shape[0], *self.mean.shape[1:])
+        mean, log_scale = at_least_float32(self.mean), at_least_float32(self.log_scale)
+        return Normal(mean.expand(shape), log_scale.expand(shape))
+
+
 class ConditionalNormal(nn.Module):
     """A Gaussian given features: the one place where they become one, in float32 or better.
 
