@@ -10,16 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ladder.build import build_model, resolve
 from ladder.errors import UserError
+from ladder.model import HierarchicalVAE
 from ladder.noise import seeded
+from ladder.pretrained import from_pretrained
 from ladder.report import pictures, write_report
 from ladder.report.curves import kl_png, objective_lines, objective_png
 from ladder.report.history import Line, epoch_means, held_out_line, training_line
 from ladder.report.page import Picture, page
+from ladder.report.samples import read_temperature, write_samples
 from ladder.report.sheet import GAP, PAD, Row, Sheet, drawable, pixels, sheet_png
-from ladder.sampling import decode, layer_names
+from ladder.sampling import (
+    decode,
+    draw_prior,
+    encode,
+    layer_names,
+    posterior_means,
+    reconstruct,
+    sample,
+    top_latents,
+)
 from ladder.train import fit
 from ladder.train.run import METRICS, read_metrics
 
@@ -27,9 +40,12 @@ PICTURES = [
     "curves.png",
     "kl.png",
     "generation.png",
+    "temperatures.png",
     "vary_top.png",
-    "interpolation.png",
     "reconstructions.png",
+    "swaps.png",
+    "interpolation.png",
+    "neighbours.png",
 ]
 
 
@@ -232,36 +248,144 @@ def test_only_grey_and_colour_images_are_drawable(shape: list[int], expected: bo
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [(1, []), (2, [1]), (3, [1, 2]), (5, [1, 2, 3, 4]), (48, [1, 16, 32, 47])],
+    [(1, []), (2, [1]), (3, [1, 2]), (5, [1, 2, 3, 4]), (48, [1, 12, 24, 36, 47])],
 )
 def test_cuts_spread_over_a_deep_model(layers: int, expected: list[int]) -> None:
     assert pictures.cuts(layers) == expected
 
 
-@pytest.mark.parametrize("dims", [[4], [4, 2], [5, 4, 3, 2]])
-def test_sheets_show_what_they_say(dims: list[int]) -> None:
+@pytest.mark.parametrize("layers", [1, 2, 5, 6, 7, 8, 11, 48, 100])
+def test_levels_shown_are_spread_from_top_to_bottom(layers: int) -> None:
+    names = [f"z{i}" for i in range(layers, 0, -1)]
+    shown = pictures.shown(names)
+    assert len(set(shown)) == min(layers, 6)
+    assert (shown[0], shown[-1]) == (names[0], names[-1])
+    assert shown == [name for name in names if name in shown]
+    groups = pictures.groups(names)
+    assert [name for group in groups for name in group] == names
+    assert max(map(len, groups)) - min(map(len, groups)) <= 1
+    assert len(groups) == min(layers, 5)
+
+
+@pytest.fixture(params=[[4], [4, 2], [5, 4, 3, 2]], ids=["1", "2", "4"])
+def model(request: pytest.FixtureRequest) -> HierarchicalVAE:
     with seeded(0):
-        model = build_model(config=config([1, 8, 8], dims, "digits")["model"]).eval()
-        test = torch.rand(12, 1, 8, 8)
+        return build_model(config=config([1, 8, 8], request.param, "digits")["model"]).eval()
+
+
+def digits(n: int = 12) -> Tensor:
+    return torch.rand(n, 1, 8, 8)
+
+
+def test_generation_replaces_the_lower_levels(model: HierarchicalVAE) -> None:
+    layers = len(layer_names(model))
+    rows = pictures.generation(model, seed=0).rows
+    drawn = draw_prior(model, 10, seed=0)
+    torch.testing.assert_close(rows[-1].images, decode(model, drawn).mean)
+    assert len(rows) == (1 if layers == 1 else 2 + 3 + 2 * (layers - 2))
+    if layers > 1:
+        at_mean = decode(model, top_latents(drawn, 1), rest="mean").mean
+        assert torch.equal(rows[0].images, at_mean)
+        assert not torch.equal(rows[1].images, rows[2].images)
+
+
+def test_cooling_is_by_the_levels_named(model: HierarchicalVAE) -> None:
     names = layer_names(model)
-    generation = pictures.generation(model, seed=0)
-    assert len(generation.rows) == (4 if len(dims) > 1 else 1)
-    if len(dims) > 1:
-        assert not torch.equal(generation.rows[1].images, generation.rows[2].images)
+    sheet = pictures.temperatures(model, seed=3)
+    alone = {row.label: row.images for row in sheet.rows}
+    assert list(alone) == ([*["all levels"][: len(names) - 1], *names])
+    for label, images in alone.items():
+        levels = names if label == "all levels" else [label]
+        for t, cell in zip(pictures.TEMPERATURES, images.split(pictures.COOLED), strict=True):
+            expected = sample(model, pictures.COOLED, dict.fromkeys(levels, t), seed=3)
+            assert torch.equal(cell, expected.mean)
+    assert list(sheet.heads.values()) == ["0.4", "0.6", "0.8", "1"]
+
+
+def test_walks_go_from_one_image_to_the_other(model: HierarchicalVAE) -> None:
+    test = digits()
     walk = pictures.interpolation(model, test, seed=0)
-    a, b = pictures.different(test)
+    a, b = test[pictures.different(test)]
     assert torch.equal(walk.rows[0].images[0], a)
     assert torch.equal(walk.rows[0].images[-1], b)
     assert [row.label for row in walk.rows][-1] == "z1"
-    kept = pictures.reconstructions(model, test, seed=0)
-    assert len(kept.rows) == len(dims) + 1
-    assert torch.equal(kept.rows[0].images, test[:10])
-    around = pictures.vary_top(model, seed=0)
-    with seeded(0):
-        bases = model.decode(pictures.BASES)[1][names[0]].z
-    expected = decode(model, {names[0]: bases}, temperature=0.0).mean
-    shown = torch.stack([row.images[0] for row in around.rows])
-    torch.testing.assert_close(shown, expected)
+
+
+def test_reconstructions_keep_ever_fewer_levels(model: HierarchicalVAE) -> None:
+    test, layers = digits(), len(layer_names(model))
+    rows = pictures.reconstructions(model, test, seed=0).rows
+    assert torch.equal(rows[0].images, test[:10])
+    assert len(rows) == layers + 1
+    for row, top in zip(rows[1:], range(layers, 0, -1), strict=True):
+        assert torch.equal(row.images, reconstruct(model, test[:10], top, seed=0).mean)
+
+
+def test_swaps_go_from_a_to_b_without_repeating_themselves() -> None:
+    model = build_model(config=config([1, 8, 8], [5, 4, 3, 2], "digits")["model"]).eval()
+    test = digits()
+    rows = pictures.swaps(model, test, seed=0).rows
+    # The state is Markov: whoever gives z1 is seen.
+    assert [row.label for row in rows] == ["A", "all levels of A", "z4, z3, z2 of A, z1 of B", "B"]
+    b = test[:10].roll(-1, dims=0)
+    assert torch.equal(rows[0].images, test[:10])
+    assert torch.equal(rows[-1].images, b)
+    assert torch.equal(rows[1].images, reconstruct(model, test[:10], seed=0).mean)
+    torch.testing.assert_close(rows[2].images, reconstruct(model, b, seed=0).mean)
+
+
+def test_neighbours_are_the_nearest_means(model: HierarchicalVAE) -> None:
+    test = digits(30)
+    test[17] = test[0]
+    means = posterior_means(encode(model, test, seed=0))
+    for row in pictures.neighbours(model, test, seed=0).rows:
+        space = test if row.label == "pixels" else means[row.label]
+        assert torch.equal(row.images[0], test[0])
+        distances = (space - space[0]).square().flatten(1).sum(1)
+        distances[0] = -1.0
+        torch.testing.assert_close(row.images[:6], test[distances.argsort()[:6]])
+    assert torch.equal(pictures.neighbours(model, test, seed=0).rows[0].images[1], test[17])
+
+
+def test_few_images_have_few_neighbours(model: HierarchicalVAE) -> None:
+    for n in (1, 2, 3):
+        assert {len(r.images) for r in pictures.neighbours(model, digits(n), 0).rows} == {2 * n}
+
+
+def test_the_top_varies_around_draws_of_it(model: HierarchicalVAE) -> None:
+    name = layer_names(model)[0]
+    bases = draw_prior(model, pictures.BASES, seed=0)[name]
+    shown = torch.stack([row.images[0] for row in pictures.vary_top(model, seed=0).rows])
+    torch.testing.assert_close(shown, decode(model, {name: bases}, rest="mean").mean)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0.8", 0.8), ("0", 0.0), ("z1=0.5", {"z1": 0.5}), ("z1=.5, z2=1", {"z1": 0.5, "z2": 1.0})],
+)
+def test_temperatures_are_read(text: str, expected: float | dict[str, float]) -> None:
+    assert read_temperature(text) == expected
+
+
+@pytest.mark.parametrize("text", ["hot", "", "z1=", "z1=a", "z1", "z1=0.5,0.8", "z1=1=2", "z1=1,"])
+def test_what_is_no_temperature_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"give one number, or numbers by level such as z1=0\.5"):
+        read_temperature(text)
+    with pytest.raises(UserError, match="names a level twice"):
+        read_temperature("z1=0.5,z1=0.6")
+
+
+def test_samples_are_written_for_levels(run: Path, tmp_path: Path) -> None:
+    out = write_samples(run, 3, {"z1": 0.5, "z2": 1.0}, out=tmp_path / "a.npy")
+    expected = sample(from_pretrained(run), 3, {"z1": 0.5}, seed=0).mean
+    assert np.array_equal(np.load(out), expected.numpy())
+    names = {write_samples(run, 3, t).name for t in (0.5, {"z1": 0.5}, {"z1": 0.5, "z2": 0.25})}
+    assert names == {
+        "prior-t0.5-seed0.png",
+        "prior-z1=0.5-seed0.png",
+        "prior-z1=0.5-z2=0.25-seed0.png",
+    }
+    with pytest.raises(UserError, match="no layer 'z3'; choose from z1, z2"):
+        write_samples(run, 3, {"z3": 0.5})
 
 
 def test_captions_and_names_are_escaped() -> None:
