@@ -152,6 +152,8 @@ def _without_length(base: Mapping[str, Any], over: Mapping[str, Any]) -> Mapping
 
 
 def _merge(base: Any, over: Any) -> Any:
+    if isinstance(base, str) and isinstance(over, Mapping):
+        base = {"kind": base}  # which a bare word is short for
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
     if any(k in over and k in base and over[k] != base[k] for k in DISCRIMINATORS):
@@ -244,14 +246,15 @@ def _sentence(cls: type[BaseModel], details: ErrorDetails, under: str) -> str:
         wanted = details["ctx"].get("expected", details["ctx"].get("expected_tags", ""))
         choices = re.findall(r"'([^']*)'", wanted) or re.split(r", | or ", wanted)
         if kind == "union_tag_invalid":
-            name, found = f"{name}.kind", details["ctx"]["tag"]
+            name = f"{name}.kind" if isinstance(found, Mapping) else name
+            found = details["ctx"]["tag"]
         return f"{name}: unknown value {found!r}{suggest(str(found), choices)}"
-    if kind == "union_tag_not_found":
+    if kind == "union_tag_not_found" and isinstance(found, Mapping):
         return f"{name}: needs a field 'kind' that says which"
     if kind == "too_short":
         least, length = details["ctx"]["min_length"], details["ctx"]["actual_length"]
         return f"{name}: needs at least {least} item{'s' * (least > 1)}, not {length}"
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
+    if kind in ("model_type", "model_attributes_type", "dict_type", "union_tag_not_found"):
         return f"{name}: should be a mapping, not {_kind(found)}"
     message = details["msg"].removeprefix("Value error, ")
     message = re.sub(r"^(Input|String|List|Value) should", "should", message)

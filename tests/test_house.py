@@ -22,7 +22,7 @@ RANKS: list[set[str]] = [
     {"config", "schedules", "distributions"},
     {"parse", "presets", "data", "latent"},
     {"model"},
-    {"layers", "merges", "priors", "inference", "nets", "flows", "likelihoods"},
+    {"layers", "merges", "priors", "inference", "nets", "flows", "likelihoods", "logistics"},
     {"systems"},
     {"build"},
     {"pretrained", "sampling", "diagnostics", "objectives", "penalties"},
