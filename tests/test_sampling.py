@@ -1,8 +1,9 @@
-"""Encoding, sampling, reconstructing, decoding from the top, interpolating."""
+"""Encoding, sampling, decoding from the top, reconstructing, interpolating, swapping, varying."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,41 @@ from torch import Tensor
 from ladder import sampling
 from ladder.build import build_model
 from ladder.errors import UserError
-from ladder.model import HierarchicalVAE
+from ladder.latent import Latent
+from ladder.model import HierarchicalVAE, temperature_of
+from ladder.noise import seeded
+
+NAMES = ["z3", "z2", "z1"]
+DENSE = {"layers": [{"dim": 3, "hidden": [8], "repeat": 3}]}
+CONV = {
+    "layers": [
+        {"channels": 2, "resolution": [3, 4], "width": 4, "repeat": 2},
+        {"dim": 2, "hidden": [5]},
+    ]
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "bottom_up": DENSE,
+    "ladder": {**DENSE, "inference": "ladder", "state": "skip"},
+    "bidirectional": {**DENSE, "inference": "bidirectional", "state": "residual"},
+    "conv_ladder": {**CONV, "inference": "ladder"},
+    "conv_bidirectional": {**CONV, "inference": "bidirectional"},
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def model(request: pytest.FixtureRequest) -> HierarchicalVAE:
+    """Three layers of every kind, z3 above z2 above z1."""
+    config = {"system": "hierarchy", "shape": [1, 3, 4], **KINDS[request.param]}
+    built = build_model(config=config).double().eval()
+    with torch.no_grad():
+        for weight in built.parameters():  # so that no level starts out silent
+            weight.add_(0.2 * torch.randn_like(weight))
+    return built
 
 
 def three_layers() -> HierarchicalVAE:
     """All latents have one size, so that noise used twice would show."""
-    layers = [{"dim": 3, "hidden": [8], "repeat": 3}]
-    model = build_model(config={"system": "hierarchy", "shape": [1, 3, 4], "layers": layers})
+    model = build_model(config={"system": "hierarchy", "shape": [1, 3, 4], **DENSE})
     return model.double().eval()
 
 
@@ -31,6 +60,8 @@ CALLS: dict[str, Callable[[HierarchicalVAE, Tensor, int | None], Tensor]] = {
     "decode": lambda m, x, s: sampling.decode(m, {"z3": torch.ones(4, 3).to(x)}, seed=s).mean,
     "reconstruct": lambda m, x, s: sampling.reconstruct(m, x, 2, 1.0, seed=s).mean,
     "interpolate": lambda m, x, s: sampling.interpolate(m, x[0], x[1], ["z2"], seed=s).mean,
+    "draw_prior": lambda m, x, s: sampling.draw_prior(m, 4, {"z2": 0.5}, seed=s)["z1"].z,
+    "swap": lambda m, x, s: sampling.swap(m, x[:2], x[2:], 2, seed=s).mean,
 }
 
 
@@ -162,6 +193,231 @@ def test_results_have_the_model_s_dtype(dtype: torch.dtype) -> None:
         assert call(model, x, 0).dtype == dtype
 
 
+@pytest.mark.parametrize("level", NAMES)
+def test_a_temperature_changes_its_level_and_those_below(
+    model: HierarchicalVAE, level: str
+) -> None:
+    before = sampling.draw_prior(model, 4, seed=3)
+    after = sampling.draw_prior(model, 4, {level: 0.5}, seed=3)
+    for name in NAMES:
+        above = name > level
+        assert torch.equal(before[name].z, after[name].z) is above
+        assert torch.equal(before[name].p.mean, after[name].p.mean) is (name >= level)
+    noise = before[level].z - before[level].p.mean
+    torch.testing.assert_close(after[level].z - after[level].p.mean, 0.5 * noise)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.7, 1.0])
+def test_one_temperature_is_that_of_every_level(model: HierarchicalVAE, t: float) -> None:
+    one = sampling.sample(model, 4, t, seed=3).mean
+    tensor = torch.tensor(t, dtype=torch.float64)
+    same = [dict.fromkeys(NAMES, t), dict.fromkeys(NAMES, tensor), tensor]
+    same += [{}, {"z2": 1}] if t == 1.0 else []
+    for temperature in same:
+        assert torch.equal(one, sampling.sample(model, 4, temperature, seed=3).mean)
+
+
+def test_a_level_at_temperature_zero_is_at_the_mean_of_its_prior(model: HierarchicalVAE) -> None:
+    cold = sampling.draw_prior(model, 4, {"z2": 0.0}, seed=3)
+    assert torch.equal(cold["z2"].z, cold["z2"].p.mean)
+    assert not torch.equal(cold["z1"].z, cold["z1"].p.mean)
+
+
+@pytest.mark.parametrize("given", [["z3"], ["z3", "z2"], ["z2"], ["z1"], NAMES])
+def test_the_rest_is_at_its_mean_or_drawn(model: HierarchicalVAE, given: list[str]) -> None:
+    latents = sampling.encode(model, data(), seed=1)
+    z = {name: latents[name] for name in given}
+    at_mean = sampling.decode(model, z, rest="mean", seed=2).mean
+    assert torch.equal(at_mean, sampling.decode(model, z, 0.0, seed=2).mean)
+    assert torch.equal(at_mean, sampling.decode(model, z, rest="mean", seed=3).mean)
+    drawn = [sampling.decode(model, z, seed=s).mean for s in (2, 2, 3)]
+    assert torch.equal(drawn[0], drawn[1])
+    markov = model.config.inference == "bottom_up"  # the others' states pass all of z on
+    if given != NAMES and not (markov and given == ["z1"]):
+        assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_the_top_latents_are_the_highest() -> None:
+    model, x = three_layers(), data()
+    latents = sampling.encode(model, x, seed=1)
+    for k in (1, 2, 3):
+        assert list(sampling.top_latents(latents, k)) == NAMES[:k]
+    ascending = dict(reversed(latents.items()))
+    assert list(sampling.top_latents(ascending, 2)) == NAMES[:2]
+    assert list(sampling.top_latents({f"z{i}": i for i in range(1, 13)}, 3).values()) == [
+        12,
+        11,
+        10,
+    ]
+    z = sampling.top_latents(latents, 2)
+    kept = sampling.reconstruct(model, x, top=2, seed=1).mean
+    assert torch.equal(sampling.decode(model, z, rest="mean").mean, kept)
+
+
+@pytest.mark.parametrize("seed", [5, None])
+def test_swapping_all_or_nothing_is_a_reconstruction(
+    model: HierarchicalVAE, seed: int | None
+) -> None:
+    a, b = data(), data()
+
+    def same(found: Tensor, x: Tensor) -> bool:
+        with seeded(9):
+            return torch.equal(found, sampling.reconstruct(model, x, seed=seed).mean)
+
+    def swap(a: Tensor, b: Tensor, levels: int | list[str]) -> Tensor:
+        with seeded(9):
+            return sampling.swap(model, a, b, levels, seed=seed).mean
+
+    assert same(swap(a, b, 3), a)
+    assert same(swap(a, b, NAMES), a)
+    assert same(swap(a, b, 0), b)
+    assert same(swap(a, b, []), b)
+    assert same(swap(a, a, ["z2"]), a)
+    assert not same(swap(a, b, 3), b)
+
+
+def test_a_swap_takes_the_levels_named(model: HierarchicalVAE) -> None:
+    a, b = data(), data()
+    of_a, of_b = (sampling.encode(model, x, seed=4) for x in (a, b))
+    for levels in (["z3"], ["z3", "z2"], ["z1"], ["z2"]):
+        z = {name: of_a[name] if name in levels else of_b[name] for name in NAMES}
+        found = sampling.swap(model, a, b, levels, seed=4).mean
+        assert torch.equal(found, sampling.decode(model, z).mean)
+    for k in range(4):
+        by_number = sampling.swap(model, a, b, k, seed=4).mean
+        assert torch.equal(by_number, sampling.swap(model, a, b, NAMES[:k], seed=4).mean)
+
+
+@pytest.mark.parametrize("path", ["line", "arc"])
+@pytest.mark.parametrize("levels", [["z3"], ["z2"], ["z2", "z1"], NAMES])
+def test_every_walk_ends_at_the_posterior_means(
+    model: HierarchicalVAE, levels: list[str], path: Any
+) -> None:
+    x = data(2)
+    walk = sampling.interpolate(model, x[0], x[1], levels, 5, seed=2, path=path).mean
+    means = sampling.posterior_means(sampling.encode(model, x, seed=2))
+    ends = sampling.decode(model, {name: means[name] for name in levels}, rest="mean").mean
+    assert walk.shape == (5, 1, 3, 4)
+    torch.testing.assert_close(walk[[0, -1]], ends, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3, 4)])
+def test_an_arc_between_equal_lengths_keeps_them_and_turns_evenly(shape: tuple[int, ...]) -> None:
+    start, end = torch.randn(2, *shape, dtype=torch.float64)
+    end = end * (start.norm() / end.norm())
+    arc = sampling._arc(start, end, 7)
+    torch.testing.assert_close(arc.flatten(1).norm(dim=1), start.norm().expand(7))
+    turns = torch.cosine_similarity(arc[1:].flatten(1), arc[:-1].flatten(1))
+    torch.testing.assert_close(turns, turns[:1].expand(6))
+    torch.testing.assert_close(arc[[0, -1]], torch.stack([start, end]))
+    middle = sampling._line(start, end, 3)[1]
+    torch.testing.assert_close(middle, 0.5 * (start + end))
+
+
+def test_an_arc_without_an_angle_is_a_line() -> None:
+    start = torch.randn(2, 3, 4, dtype=torch.float64)
+    for end in (2.0 * start, -start, start, torch.zeros_like(start)):
+        arc = sampling._arc(start, end, 5)
+        assert arc.isfinite().all()
+        torch.testing.assert_close(arc[[0, -1]], torch.stack([start, end]))
+
+
+def test_one_unit_varies_and_the_rest_follows(model: HierarchicalVAE) -> None:
+    z = sampling.top_latents(sampling.encode(model, data(1), seed=1), 2)
+    before = {name: latent.z.clone() for name, latent in z.items()}
+    state = torch.get_rng_state()
+    values = [-1.0, 0.0, 2.0]
+    found = sampling.vary(model, z, "z2", 1, values).mean
+    assert torch.equal(state, torch.get_rng_state())
+    for value, row in zip(values, found, strict=True):
+        by_hand = {name: tensor.clone() for name, tensor in before.items()}
+        by_hand["z2"][:, 1] = value
+        expected = sampling.decode(model, by_hand, rest="mean").mean[0]
+        torch.testing.assert_close(row, expected)
+    assert not torch.equal(found[0], found[1])
+    assert all(torch.equal(latent.z, before[name]) for name, latent in z.items())
+
+
+def test_one_place_of_a_channel_varies() -> None:
+    model = build_model(config={"system": "hierarchy", "shape": [1, 3, 4], **CONV}).eval()
+    z = {"z1": torch.zeros(1, 2, 3, 4)}
+    found = sampling.vary(model, z, "z1", (1, 2, 3), torch.tensor([0.0, 5.0])).mean
+    z["z1"][0, 1, 2, 3] = 5.0
+    torch.testing.assert_close(found[1:], sampling.decode(model, z, rest="mean").mean)
+
+
+@pytest.mark.parametrize("model", ["bottom_up", "conv_bidirectional"], indirect=True)
+def test_a_mapping_of_temperatures_compiles_to_one_graph(model: HierarchicalVAE) -> None:
+    torch._dynamo.reset()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    def decode(t1: Tensor, t2: Tensor) -> tuple[Any, dict[str, Latent]]:
+        return model.decode(4, temperature={"z1": t1, "z2": t2})
+
+    compiled = torch.compile(decode, backend=backend, fullgraph=True, dynamic=False)
+    for t1, t2 in ((0.5, 0.7), (0.0, 1.0)):
+        temperatures = [torch.tensor(t, dtype=torch.float64) for t in (t1, t2)]
+        with torch.no_grad(), seeded(1):
+            found = compiled(*temperatures)[0].mean
+        assert torch.equal(found, sampling.sample(model, 4, {"z1": t1, "z2": t2}, seed=1).mean)
+    assert len(graphs) == 1
+
+
+@torch.no_grad()
+def test_graphs_of_a_compiled_layer_do_not_grow_with_temperatures_of_more_levels() -> None:
+    counts = []
+    for repeat in (4, 12):
+        torch._dynamo.reset()
+        graphs: list[torch.fx.GraphModule] = []
+
+        def backend(
+            graph: torch.fx.GraphModule, _: list[Tensor], seen: list[Any] = graphs
+        ) -> Callable[..., Any]:
+            seen.append(graph)
+            return graph.forward
+
+        layers = [{"dim": 4, "hidden": [8], "repeat": repeat}]
+        model = build_model(config={"system": "hierarchy", "shape": [4], "layers": layers})
+        for layer in model.top_down.layers.values():
+            layer.compile(backend=backend, fullgraph=True, dynamic=False)
+        ramp = torch.linspace(0.1, 1.0, repeat)
+        model.decode(2, temperature={f"z{i}": t for i, t in enumerate(ramp[1:], start=2)})
+        counts.append(len(graphs))
+    assert counts[0] == counts[1] <= 3  # the top, those named, and the one that is not
+
+
+def test_layers_that_a_mapping_does_not_name_have_temperature_one() -> None:
+    assert temperature_of("z2", {"z1": 0.5}) == 1.0
+    assert temperature_of("z1", {"z1": 0.5}) == temperature_of("z7", 0.5) == 0.5
+
+
+BAD = [-1, -0.1, float("nan"), float("inf"), "hot", None, torch.tensor([0.5, -0.5])]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
+def test_a_wrong_temperature_has_its_sentence(bad: Any) -> None:
+    model, x = three_layers(), data()
+    z = {"z3": torch.zeros(2, 3, dtype=torch.float64)}
+    wrong = r".* should be a finite number, 0 or above"
+    calls: list[Callable[[Any], object]] = [
+        lambda t: sampling.sample(model, 2, t),
+        lambda t: sampling.draw_prior(model, 2, t),
+        lambda t: sampling.decode(model, z, t),
+        lambda t: sampling.reconstruct(model, x, 2, t),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match="^temperature: " + wrong):
+            call(bad)
+        with pytest.raises(UserError, match="^temperature of z2: " + wrong):
+            call({"z1": 0.5, "z2": bad})
+        with pytest.raises(UserError, match=r"no layer 'z33'; did you mean 'z3'\?"):
+            call({"z33": 0.5})
+
+
 def test_mistakes_have_their_sentence() -> None:
     model, x = three_layers(), data()
     z = {"z33": torch.zeros(2, 3, dtype=torch.float64)}
@@ -174,3 +430,39 @@ def test_mistakes_have_their_sentence() -> None:
     for top in (0, 4, -1):
         with pytest.raises(UserError, match=f"top={top} is not between 1 and 3"):
             sampling.reconstruct(model, x, top=top)
+    for k in (0, 4):
+        with pytest.raises(UserError, match=f"k={k} is not between 1 and 3"):
+            sampling.top_latents(sampling.encode(model, x), k)
+    for n in (0, -2):
+        with pytest.raises(UserError, match=f"sample: n={n} should be at least 1"):
+            sampling.sample(model, n)
+    with pytest.raises(UserError, match="steps=1 should be at least 2"):
+        sampling.interpolate(model, x[0], x[1], ["z2"], steps=1)
+    with pytest.raises(UserError, match="interpolate: no level is named"):
+        sampling.interpolate(model, x[0], x[1], [])
+    with pytest.raises(UserError, match=r"path='spiral' should be 'line' or 'arc'"):
+        sampling.interpolate(model, x[0], x[1], ["z2"], path="spiral")  # type: ignore[arg-type]
+
+
+def test_wrong_decodes_swaps_and_units_have_their_sentence() -> None:
+    model, x = three_layers(), data()
+    z = sampling.encode(model, x[:1])
+    with pytest.raises(UserError, match="rest='mode' should be 'prior' or 'mean'"):
+        sampling.decode(model, z, rest="mode")  # type: ignore[arg-type]
+    for temperature in (0.5, {"z1": 0.5}, torch.tensor(0.5)):
+        with pytest.raises(UserError, match="rest='mean' draws nothing"):
+            sampling.decode(model, z, temperature, rest="mean")
+    for levels in (-1, 4):
+        with pytest.raises(UserError, match=f"swap: levels={levels} is not between 0 and 3"):
+            sampling.swap(model, x, x, levels)
+    with pytest.raises(UserError, match="no layer 'top'; choose from z1, z2, z3"):
+        sampling.swap(model, x, x, ["top"])
+    with pytest.raises(UserError, match=r"swap: a has shape \[4, 1, 3, 4\] and b \[2, 1, 3, 4\]"):
+        sampling.swap(model, x, x[:2], 1)
+    with pytest.raises(UserError, match="vary: z holds no 'z1'"):
+        sampling.vary(model, sampling.top_latents(z, 2), "z1", 0, [0.0])
+    with pytest.raises(UserError, match="vary: z should hold the latents of one datum"):
+        sampling.vary(model, sampling.encode(model, x), "z1", 0, [0.0])
+    for unit in (3, -1, (0, 0), ()):
+        with pytest.raises(UserError, match=r"the latents of z1 have shape \[3\]"):
+            sampling.vary(model, z, "z1", unit, [0.0])
