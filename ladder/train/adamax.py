@@ -66,21 +66,26 @@ class Adamax(torch.optim.Optimizer):
             gradients = list(
                 torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
             )
-        stop = self.found_inf if self.found_inf is not None else torch.zeros_like(steps[0])
-        stop = stop > 0
-        _zero(gradients, stop)
-        torch._foreach_add_(steps, (~stop).to(steps[0]))
-        beta1, beta2 = (torch.where(stop, 1.0, beta).to(means[0]) for beta in group["betas"])
-        torch._foreach_mul_(means, beta1)
+        alive = self._alive(steps[0])
+        _keep(gradients, alive)
+        # Lists and products only: adding a tensor to a list would ask the host for its value.
+        torch._foreach_add_(steps, [alive.to(steps[0])] * len(steps))
+        decay1, decay2 = (1.0 - alive.double() * (1.0 - beta) for beta in group["betas"])
+        torch._foreach_mul_(means, decay1.to(means[0]))
         torch._foreach_add_(means, gradients, alpha=1.0 - group["betas"][0])
-        torch._foreach_mul_(peaks, beta2)
+        torch._foreach_mul_(peaks, decay2.to(peaks[0]))
         sizes = torch._foreach_abs(gradients)
         torch._foreach_add_(sizes, group["eps"])
         torch._foreach_maximum_(peaks, sizes)
         rate = group["lr"] / (1.0 - group["betas"][0] ** steps[0].double())
         change = torch._foreach_div(means, peaks)
-        torch._foreach_mul_(change, torch.where(stop, 0.0, -rate).to(change[0]))
+        torch._foreach_mul_(change, torch.where(alive, -rate, 0.0).to(change[0]))
         torch._foreach_add_(parameters, change)
+
+    def _alive(self, step: Tensor) -> Tensor:
+        if self.found_inf is None:
+            return torch.ones_like(step, dtype=torch.bool)
+        return self.found_inf == 0
 
     def _state(self, parameter: Tensor, eps: float) -> dict[str, Any]:
         state: dict[str, Any] = self.state[parameter]
@@ -92,9 +97,8 @@ class Adamax(torch.optim.Optimizer):
         return state
 
 
-def _zero(tensors: list[Tensor], stop: Tensor) -> None:
-    """Make the tensors zero where `stop` says, NaN too: as integers, which know none."""
+def _keep(tensors: list[Tensor], alive: Tensor) -> None:
+    """Make the tensors zero unless alive, NaN too: as integers, which know none."""
     bits = [t.view(BITS[t.element_size()]) for t in tensors]
     for kind in {b.dtype for b in bits}:
-        same = [b for b in bits if b.dtype == kind]
-        torch._foreach_mul_(same, (~stop).to(kind))
+        torch._foreach_mul_([b for b in bits if b.dtype == kind], alive.to(kind))
