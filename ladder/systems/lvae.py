@@ -204,7 +204,7 @@ def _bottom_up(config: Config) -> BottomUp:
             LadderRung(net, head, config.only_mu_up) if ladder else DrawnRung(net, head)
         )
         below = spec.hidden if ladder and not config.only_mu_up else spec.dim
-    return BottomUp(rungs)
+    return BottomUp(rungs, nn.Flatten())
 
 
 def _top_down(config: Config) -> TopDown:
