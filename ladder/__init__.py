@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from ladder.build import preset_config as preset_config
     from ladder.build import resolve as resolve
     from ladder.config import Config as Config
+    from ladder.diagnostics import Units as Units
+    from ladder.diagnostics import active_units as active_units
+    from ladder.diagnostics import bits_per_dim as bits_per_dim
+    from ladder.diagnostics import bits_per_layer as bits_per_layer
+    from ladder.diagnostics import kl_profile as kl_profile
+    from ladder.diagnostics import unit_profile as unit_profile
     from ladder.distributions import ClosedDrawn as ClosedDrawn
     from ladder.distributions import Drawn as Drawn
     from ladder.distributions import Normal as Normal
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
     from ladder.objectives import Terms as Terms
     from ladder.objectives import elbo as elbo
     from ladder.objectives import iw_elbo as iw_elbo
+    from ladder.ood import LevelScores as LevelScores
+    from ladder.ood import auroc as auroc
+    from ladder.ood import level_bounds as level_bounds
+    from ladder.ood import level_scores as level_scores
     from ladder.presets import list_presets as list_presets
     from ladder.pretrained import from_pretrained as from_pretrained
     from ladder.pretrained import push_to_hub as push_to_hub
@@ -39,6 +49,8 @@ if TYPE_CHECKING:
     from ladder.sampling import swap as swap
     from ladder.sampling import top_latents as top_latents
     from ladder.sampling import vary as vary
+    from ladder.train.doctor import Finding as Finding
+    from ladder.train.doctor import diagnose as diagnose
     from ladder.train.evaluate import evaluate as evaluate
     from ladder.train.loop import fit as fit
     from ladder.train.stop import Stopped as Stopped
@@ -46,12 +58,21 @@ if TYPE_CHECKING:
 _HOMES = {
     "ladder.build": ("build_model", "preset_config", "resolve"),
     "ladder.config": ("Config",),
+    "ladder.diagnostics": (
+        "Units",
+        "active_units",
+        "bits_per_dim",
+        "bits_per_layer",
+        "kl_profile",
+        "unit_profile",
+    ),
     "ladder.distributions": ("ClosedDrawn", "Drawn", "Normal"),
     "ladder.errors": ("UserError", "WorkFailed"),
     "ladder.latent": ("Latent", "draw"),
     "ladder.layers": ("StochasticLayer",),
     "ladder.model": ("HierarchicalVAE", "TopDown"),
     "ladder.objectives": ("Terms", "elbo", "iw_elbo"),
+    "ladder.ood": ("LevelScores", "auroc", "level_bounds", "level_scores"),
     "ladder.presets": ("list_presets",),
     "ladder.pretrained": ("from_pretrained", "push_to_hub", "save_pretrained"),
     "ladder.sampling": (
@@ -64,6 +85,7 @@ _HOMES = {
         "top_latents",
         "vary",
     ),
+    "ladder.train.doctor": ("Finding", "diagnose"),
     "ladder.train.evaluate": ("evaluate",),
     "ladder.train.loop": ("fit",),
     "ladder.train.stop": ("Stopped",),

@@ -25,8 +25,9 @@ RANKS: list[set[str]] = [
     {"layers", "merges", "priors", "inference", "nets", "flows", "likelihoods", "logistics"},
     {"systems"},
     {"build"},
-    {"pretrained", "sampling", "diagnostics", "objectives", "penalties"},
+    {"pretrained", "sampling", "diagnostics", "objectives", "penalties", "ood"},
     {"train", "report"},
+    {"ablate"},
     {"cli"},
     {""},  # ladder/__init__.py
 ]

@@ -39,6 +39,8 @@ from ladder.train.run import METRICS, read_metrics
 PICTURES = [
     "curves.png",
     "kl.png",
+    "units.png",
+    "active_units.png",
     "generation.png",
     "temperatures.png",
     "vary_top.png",
@@ -99,6 +101,7 @@ def test_the_page_says_what_was_measured_and_how(run: Path, written: list[Path])
     last = [r for r in read_metrics(run) if "val/elbo" in r][-1]
     assert f"{last['val/elbo']:.2f} nats per datum (test split, n = 300, K = 1 draw" in html
     assert "KL sampled" in html
+    assert "too early to judge" in html
     assert "step-00000006" in html
     assert "batch_size: 500" in html
 
@@ -115,7 +118,7 @@ def test_without_metrics_there_are_no_curves(run: Path, tmp_path: Path) -> None:
     shutil.rmtree(copy / "samples", ignore_errors=True)
     (copy / METRICS).unlink()
     paths = write_report(copy)
-    assert [p.name for p in paths] == [*PICTURES[2:], "report.html"]
+    assert [p.name for p in paths] == [*PICTURES[4:], "report.html"]
     assert "There are no curves" in paths[-1].read_text(encoding="utf-8")
 
 
@@ -124,7 +127,7 @@ def test_vectors_have_curves_but_no_pictures(tmp_path: Path) -> None:
     np.savez(tmp_path / "v.npz", train=values[:30], test=values[30:])
     run = run_of(tmp_path / "v", [5], [3, 2], str(tmp_path / "v.npz"), batch_size=10)
     paths = write_report(run)
-    assert [p.name for p in paths] == [*PICTURES[:2], "report.html"]
+    assert [p.name for p in paths] == [*PICTURES[:4], "report.html"]
     assert "not images" in paths[-1].read_text(encoding="utf-8")
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ladder.config import Config, ModelConfig
 from ladder.data import Splits
+from ladder.diagnostics import ACTIVE, bits_per_layer
 from ladder.model import HierarchicalVAE
 from ladder.report.history import Record, last_evaluation
+from ladder.report.units import counted_layers
 from ladder.sampling import layer_names
+from ladder.train.doctor import verdict
 from ladder.train.evaluate import SEED
 from ladder.train.run import ENVIRONMENT
 
@@ -48,6 +52,7 @@ def summary(
         "checkpoint": checkpoint,
         **_training(records),
         **_measured(config, data, records),
+        **_units(config, data, records),
         "seed": str(config.train.seed),
     }
 
@@ -91,6 +96,30 @@ def _measured(
         "-ELBO in nats": terms,
         "-ELBO in bits/dim": f"{last['val/bpd']:.4f}",
     }
+
+
+def _units(config: Config[ModelConfig], data: Splits, records: Sequence[Record]) -> dict[str, str]:
+    last = last_evaluation(records)
+    names = counted_layers([last]) if last else []
+    if last is None or not names:
+        return {}
+    shown = ", ".join(f"z{int(n[1:])} {last[f'active_units/{n}']}" for n in reversed(names[-8:]))
+    more = "" if len(names) <= 8 else f", … ({len(names)} layers)"
+    total = config.train.total_steps(len(data.train))
+    return {
+        "KL in bits": _bits(config, last),
+        "active units": f"{shown}{more} (variance of the posterior mean over {ACTIVE:g})",
+        "doctor": verdict(records, config.objective, total),
+    }
+
+
+def _bits(config: Config[ModelConfig], record: Record, most: int = 8) -> str:
+    """Bits per datum of each layer and its share, the layers with the most first."""
+    kl = {k.removeprefix("val/kl_"): v for k, v in record.items() if k.startswith("val/kl_z")}
+    bits = bits_per_layer(kl, math.prod(config.model.shape))
+    largest = sorted(bits.items(), key=lambda item: -item[1].bits)[:most]
+    shown = ", ".join(f"z{int(n[1:])} {b.bits:.2f} ({b.share:.0%})" for n, b in largest)
+    return shown if len(bits) <= most else f"{shown}, … ({len(bits)} layers)"
 
 
 def _layers(record: dict[str, Any], most: int = 8) -> str:

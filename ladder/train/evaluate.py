@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ladder.data import take
+from ladder.diagnostics import Moments, Units, as_evaluated, merged, observed, units
 from ladder.model import HierarchicalVAE
-from ladder.noise import seeded
 from ladder.objectives import elbo, iw_elbo
 
 SEED = 20_160_901  # of evaluation's noise, so that two evaluations differ only by their models
@@ -28,6 +28,7 @@ class Evaluation(NamedTuple):
         n: Number of data.
         bpd: Bits per dimension of `iw` if there is one, else of `elbo`. Of a density on [0, 1],
             as with a Gaussian likelihood, add 8 to compare with a code for 8-bit values.
+        units: KL and activity of the units of each layer by name, from the same draws.
     """
 
     elbo: float
@@ -37,6 +38,7 @@ class Evaluation(NamedTuple):
     samples: int
     n: int
     bpd: float
+    units: dict[str, Units]
 
 
 @torch.inference_mode()
@@ -60,17 +62,15 @@ def evaluate(
         The means.
     """
     device = next(model.parameters()).device
-    training = model.training
     sums: dict[str, Tensor] = {}
-    model.eval()
-    try:
-        with seeded(seed):
-            for index in torch.arange(len(images)).split(batch_size):
-                x = take(images, index, device)
-                for name, values in _measure(model, x, samples).items():
-                    sums[name] = sums.get(name, 0.0) + values.double().sum()
-    finally:
-        model.train(training)
+    moments: dict[str, Moments] = {}
+    with as_evaluated(model, seed):
+        for index in torch.arange(len(images)).split(batch_size):
+            x = take(images, index, device)
+            values, seen = _measure(model, x, samples)
+            moments = merged(moments, seen)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value.double().sum()
     means = {name: (total / len(images)).item() for name, total in sums.items()}
     bound = means.get("iw", means["elbo"])
     return Evaluation(
@@ -81,11 +81,17 @@ def evaluate(
         samples=samples,
         n=len(images),
         bpd=-bound / (math.log(2.0) * images[0].numel()),
+        units={name: units(m) for name, m in moments.items()},
     )
 
 
-def _measure(model: HierarchicalVAE, x: Tensor, samples: int) -> dict[str, Tensor]:
+def _measure(
+    model: HierarchicalVAE, x: Tensor, samples: int
+) -> tuple[dict[str, Tensor], dict[str, Moments]]:
+    """Quantities by name, `[B]`, and what the units did, of one pass."""
     px, latents = model(x)
     terms = elbo(px, latents, x)
     values = {"elbo": terms.elbo, "nll": -terms.log_px, **terms.kl}
-    return {**values, "iw": iw_elbo(model, x, samples)} if samples else values
+    if samples:
+        values["iw"] = iw_elbo(model, x, samples)
+    return values, observed(latents)

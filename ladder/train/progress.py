@@ -43,6 +43,13 @@ class Progress:
             left = (self.total - step) / rate if rate else 0.0
             self._say(f"step {step}/{self.total} {text} {rate:.1f} step/s {_clock(left)} left")
 
+    def note(self, line: str) -> None:
+        """Say a sentence that stays, bar or no bar."""
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        elif not self.quiet:
+            self._say(line)
+
     def _say(self, line: str) -> None:
         try:
             print(line, file=sys.stderr, flush=True)

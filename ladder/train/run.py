@@ -20,11 +20,12 @@ from ladder.errors import UserError, WorkFailed
 from ladder.files import write_atomic
 from ladder.parse import to_yaml
 
-GIVEN, RESOLVED, ENVIRONMENT, METRICS = (
+GIVEN, RESOLVED, ENVIRONMENT, METRICS, UNITS = (
     "config.yaml",
     "config.resolved.yaml",
     "environment.json",
     "metrics.jsonl",
+    "units.jsonl",
 )
 
 
@@ -165,26 +166,27 @@ def git_commit() -> str | None:
         return None
 
 
-def append_metrics(run: Path, record: dict[str, Any]) -> None:
-    """Add one line to metrics.jsonl; raises WorkFailed if that cannot be."""
+def append_metrics(run: Path, record: dict[str, Any], name: str = METRICS) -> None:
+    """Add one line to metrics.jsonl or units.jsonl; raises WorkFailed if that cannot be."""
     try:
-        with (run / METRICS).open("a", encoding="utf-8") as file:
+        with (run / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
         raise WorkFailed(
-            f"{run / METRICS}: cannot be written: {error.strerror}; checkpoints are whole"
+            f"{run / name}: cannot be written: {error.strerror}; checkpoints are whole"
         ) from None
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Every whole line of metrics.jsonl."""
-    path = run / METRICS
+def read_metrics(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
+    """Every whole line of metrics.jsonl or units.jsonl."""
+    path = run / name
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if re.fullmatch(r"\{.*\}", line)]
 
 
 def truncate_metrics(run: Path, step: int) -> None:
     """Drop what was written after a step, since resuming there writes it again."""
-    kept = [json.dumps(r) + "\n" for r in read_metrics(run) if r["step"] <= step]
-    if (run / METRICS).is_file():
-        write_atomic(run / METRICS, "".join(kept))
+    for name in (METRICS, UNITS):
+        kept = [json.dumps(r) + "\n" for r in read_metrics(run, name) if r["step"] <= step]
+        if (run / name).is_file():
+            write_atomic(run / name, "".join(kept))
