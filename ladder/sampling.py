@@ -10,6 +10,7 @@ where layers that are not named have 1; it never touches a posterior.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
@@ -243,8 +244,8 @@ def interpolate(
 
 def swap(
     model: HierarchicalVAE,
-    a: Tensor,
-    b: Tensor,
+    a: Tensor | Mapping[str, Latent],
+    b: Tensor | Mapping[str, Latent],
     levels: int | Collection[str],
     seed: int | None = None,
 ) -> Observation:
@@ -256,8 +257,8 @@ def swap(
 
     Args:
         model: The model.
-        a: Data, `[B, *shape]`.
-        b: Data, `[B, *shape]`; each goes with the one of `a` in its place.
+        a: Data, `[B, *shape]`, or their latents as `encode` returns them.
+        b: The same; each datum goes with the one of `a` in its place.
         levels: What comes from `a`: so many layers from the top (0 is none), or layers by name.
         seed: Seed of the draws; `None` goes on with torch's generator.
 
@@ -265,9 +266,10 @@ def swap(
         p(x|z), `[B, *shape]`.
 
     Raises:
-        UserError: If a level is not there, or `a` and `b` have different shapes.
+        UserError: If a level is not there, or `a` and `b` are not alike.
     """
-    _check_pair("swap", a, b)
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        _check_pair("swap", a, b)
     names = layer_names(model)
     if isinstance(levels, int):
         if not 0 <= levels <= len(names):
@@ -276,10 +278,13 @@ def swap(
     levels = [levels] if isinstance(levels, str) else levels
     _check_names(model, levels)
     with seeded(seed):
-        with torch.random.fork_rng([a.device] if a.is_cuda else []):
-            of_a = encode(model, a)
-        of_b = encode(model, b)
-        return decode(model, {name: (of_a if name in levels else of_b)[name] for name in names})
+        with _replayed(a, b):
+            of_a = encode(model, a) if isinstance(a, Tensor) else a
+        of_b = encode(model, b) if isinstance(b, Tensor) else b
+    z = {name: (of_a if name in levels else of_b).get(name) for name in names}
+    if missing := [name for name, latent in z.items() if latent is None]:
+        raise UserError(f"swap: neither gives {', '.join(missing)}; give what encode returns")
+    return decode(model, {name: latent for name, latent in z.items() if latent is not None})
 
 
 @torch.no_grad()
@@ -323,6 +328,13 @@ def vary(
     moved.copy_(torch.as_tensor(values).to(moved))
     # Nothing is drawn, but priors at temperature 0 consume noise: that of a seed, given back.
     return decode(model, many, rest="mean", seed=0)
+
+
+def _replayed(a: Tensor | Mapping[str, Latent], b: object) -> AbstractContextManager[None]:
+    """Where both are to be encoded: the generators come back as they were for the second."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return nullcontext()
+    return torch.random.fork_rng([a.device] if a.is_cuda else [])
 
 
 def _line(start: Tensor, end: Tensor, steps: int) -> Tensor:

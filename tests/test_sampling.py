@@ -62,6 +62,9 @@ CALLS: dict[str, Callable[[HierarchicalVAE, Tensor, int | None], Tensor]] = {
     "interpolate": lambda m, x, s: sampling.interpolate(m, x[0], x[1], ["z2"], seed=s).mean,
     "draw_prior": lambda m, x, s: sampling.draw_prior(m, 4, {"z2": 0.5}, seed=s)["z1"].z,
     "swap": lambda m, x, s: sampling.swap(m, x[:2], x[2:], 2, seed=s).mean,
+    "swap_with_latents": lambda m, x, s: (
+        sampling.swap(m, x, sampling.encode(m, x, 1), ["z1"], seed=s).mean
+    ),
 }
 
 
@@ -279,10 +282,14 @@ def test_swapping_all_or_nothing_is_a_reconstruction(
 def test_a_swap_takes_the_levels_named(model: HierarchicalVAE) -> None:
     a, b = data(), data()
     of_a, of_b = (sampling.encode(model, x, seed=4) for x in (a, b))
+    state = torch.get_rng_state()
     for levels in (["z3"], ["z3", "z2"], ["z1"], ["z2"]):
         z = {name: of_a[name] if name in levels else of_b[name] for name in NAMES}
         found = sampling.swap(model, a, b, levels, seed=4).mean
         assert torch.equal(found, sampling.decode(model, z).mean)
+        assert torch.equal(found, sampling.swap(model, of_a, of_b, levels).mean)
+        assert torch.equal(found, sampling.swap(model, of_a, b, levels, seed=4).mean)
+    assert torch.equal(state, torch.get_rng_state())
     for k in range(4):
         by_number = sampling.swap(model, a, b, k, seed=4).mean
         assert torch.equal(by_number, sampling.swap(model, a, b, NAMES[:k], seed=4).mean)
@@ -459,6 +466,8 @@ def test_wrong_decodes_swaps_and_units_have_their_sentence() -> None:
         sampling.swap(model, x, x, ["top"])
     with pytest.raises(UserError, match=r"swap: a has shape \[4, 1, 3, 4\] and b \[2, 1, 3, 4\]"):
         sampling.swap(model, x, x[:2], 1)
+    with pytest.raises(UserError, match="swap: neither gives z1; give what encode returns"):
+        sampling.swap(model, z, sampling.top_latents(z, 2), 1)
     with pytest.raises(UserError, match="vary: z holds no 'z1'"):
         sampling.vary(model, sampling.top_latents(z, 2), "z1", 0, [0.0])
     with pytest.raises(UserError, match="vary: z should hold the latents of one datum"):

@@ -22,7 +22,6 @@ from ladder.sampling import (
     interpolate,
     layer_names,
     posterior_means,
-    reconstruct,
     sample,
     swap,
     top_latents,
@@ -33,7 +32,8 @@ DRAWS = 3  # rows of new draws below the top alone
 TEMPERATURES = (0.4, 0.6, 0.8, 1.0)
 COOLED = 3  # draws at each temperature
 NEIGHBOURS = 5  # of each of them
-SEARCHED = 128  # test images among which neighbours are looked for
+SEARCHED = 128  # test images among which neighbours are looked for, in models that are not deep
+WORK = 1600  # images times layers that may be encoded for it
 BASES = 3
 SPREAD = 0.5  # of the noise around a base point, in standard deviations of the prior
 MOST = 5  # numbers of top levels, single levels or groups of levels of a deep model
@@ -149,10 +149,12 @@ def reconstructions(model: HierarchicalVAE, test: Tensor, seed: int) -> Sheet:
     """
     names = layer_names(model)
     x = test[:COLUMNS]
-    rows = [Row("original", x), Row(_span(names), reconstruct(model, x, seed=seed).mean)]
+    latents = encode(model, x, seed)
+    rows = [Row("original", x), Row(_span(names), decode(model, latents).mean)]
     for k in reversed(cuts(len(names))):
         label = f"{_span(names[:k])} alone" if k == 1 else _span(names[:k])
-        rows.append(Row(label, reconstruct(model, x, top=k, seed=seed).mean))
+        kept = top_latents(latents, k)
+        rows.append(Row(label, decode(model, kept, rest="mean", seed=seed).mean))
     return Sheet("Reconstructions of test images, by levels kept", rows)
 
 
@@ -171,12 +173,13 @@ def swaps(model: HierarchicalVAE, test: Tensor, seed: int) -> Sheet:
     names = layer_names(model)
     a = test[:COLUMNS]
     b = a.roll(-1, dims=0)
-    rows = [Row("A", a), Row("all levels of A", swap(model, a, b, len(names), seed).mean)]
+    of_a, of_b = encode(model, a, seed), encode(model, b, seed)
+    rows = [Row("A", a), Row("all levels of A", swap(model, of_a, of_b, len(names)).mean)]
     for k in reversed(cuts(len(names))):
-        mixed = swap(model, a, b, k, seed).mean
+        mixed = swap(model, of_a, of_b, k).mean
         if not torch.allclose(mixed, rows[-1].images, atol=1e-5):
             rows.append(Row(f"{_span(names[:k])} of A, {_span(names[k:])} of B", mixed))
-    pure = swap(model, a, b, 0, seed).mean
+    pure = swap(model, of_a, of_b, 0).mean
     if not torch.allclose(pure, rows[-1].images, atol=1e-5):
         rows.append(Row("all levels of B", pure))
     return Sheet("Coarse of A, fine of B: two test images per column", [*rows, Row("B", b)])
@@ -193,7 +196,7 @@ def neighbours(model: HierarchicalVAE, test: Tensor, seed: int) -> Sheet:
     Returns:
         A group of columns for each image asked about, a row for the pixels and each level.
     """
-    test = test[:SEARCHED]
+    test = test[: max(4 * NEIGHBOURS, min(SEARCHED, WORK // len(layer_names(model))))]
     means = posterior_means(encode(model, test, seed))
     asked = different(test)
     rows = []
