@@ -25,7 +25,7 @@ from ladder.train.checkpoint import restore
 from ladder.train.evaluate import evaluate
 from ladder.train.loop import batches, set_up
 from ladder.train.meter import Meter
-from ladder.train.run import read_metrics
+from ladder.train.run import UNITS, read_metrics
 from ladder.train.state import new_state
 from ladder.train.step import lr_at, train_step
 from ladder.train.stop import Stopped
@@ -98,7 +98,8 @@ def run_until_killed(out: Path, step: int, place: str, resume: bool, config: dic
 def test_killed_and_resumed_ends_bit_for_bit_as_if_left_alone(
     tmp_path: Path, ema: float | None
 ) -> None:
-    raw = {**TINY, "train": {**TINY["train"], "ema": ema, "grad_clip": 50.0, "warmup_steps": 5}}
+    more = {"ema": ema, "grad_clip": 50.0, "warmup_steps": 5, "evaluate_every": 9}
+    raw = {**TINY, "train": {**TINY["train"], **more}}
     config = resolve(raw, ["train.device=cpu"])
     fit(config, tmp_path / "whole", quiet=True)
     killed = tmp_path / "killed"
@@ -109,6 +110,7 @@ def test_killed_and_resumed_ends_bit_for_bit_as_if_left_alone(
     fit(config, killed, resume=True, quiet=True)
     assert_same(weights(killed), weights(tmp_path / "whole"))
     assert without_time(killed) == without_time(tmp_path / "whole")
+    assert (killed / UNITS).read_bytes() == (tmp_path / "whole" / UNITS).read_bytes()
     ends = [
         torch.load(p / "checkpoints/step-00000040/state.pt") for p in (killed, tmp_path / "whole")
     ]
