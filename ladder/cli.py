@@ -248,16 +248,17 @@ def _describe_sample(parser: _Parser) -> None:
     _run_argument(parser)
     parser.add_argument("--n", type=int, default=64, help="number of samples")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--temperature", type=float, default=1.0, help="of every prior")
+    parser.add_argument("--temperature", default="1", help="of every prior, or z1=0.5,z2=0.8")
     parser.add_argument("--out", type=Path, metavar="FILE.png|.npy", help="default: in the run")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
 
 
 def _sample(args: Arguments) -> int:
     """Draw from the prior into a PNG (a grid) or a .npy file (an array)."""
-    from ladder.report.samples import write_samples
+    from ladder.report.samples import read_temperature, write_samples
 
-    path = write_samples(args.run, args.n, args.temperature, args.seed, args.out)
+    temperature = read_temperature(args.temperature)
+    path = write_samples(args.run, args.n, temperature, args.seed, args.out)
     print(json.dumps({"file": str(path), "n": args.n}) if args.json else path)
     return 0
 
