@@ -329,7 +329,9 @@ def _schema(args: Arguments) -> int:
 
 def _print_config(config: Config[ModelConfig]) -> int:
     from ladder.parse import to_yaml
+    from ladder.train.schemes import check_layers
 
+    check_layers(config)
     print(to_yaml(config), end="")
     return 0
 

@@ -105,8 +105,39 @@ class FreeBits(Settings):
     """Compare the floor with the mean over the batch, or with each sample before the mean."""
 
 
+class Balance(Settings):
+    """Early in training, layers with much KL pay more and those with little less; mean one."""
+
+    by: Literal["scale", "elements", "equal"] = "scale"
+    """A layer's fair share of the KL: its positions over the layers that have as many (NVAE), its
+    number of latent elements (Efficient-VDVAE), or the same for each."""
+    steps: Count | None = None
+    """Optimiser steps with balancing; null balances while the objective's own `kl_annealing` is
+    below 1, as NVAE does."""
+
+
+Inherit = Literal["inherit"]
+
+
+class LayerObjective(Settings):
+    """What one layer, or all layers that a pattern names, have otherwise than the objective."""
+
+    beta: NonNegative | Inherit = "inherit"
+    """Weight of the layer's KL, times its annealing."""
+    kl_annealing: Schedule | Inherit = "inherit"
+    """Weight of the layer's KL as a function of the optimiser step."""
+    free_bits: FreeBits | Inherit | None = "inherit"
+    """KL of the layer that costs nothing; null for none."""
+    kl_target: Positive | Inherit | None = "inherit"
+    """Nats at which a multiplier holds the layer's KL; null for no multiplier."""
+
+
 class ObjectiveConfig(Settings):
-    """What is optimised; the reported ELBO never depends on it."""
+    """What is optimised; the reported ELBO never depends on it.
+
+    A layer's weight is beta x annealing x balancing x multiplier, each 1 unless said; free bits
+    act on the KL that it weighs.
+    """
 
     beta: NonNegative = 1.0
     """Weight of all KL terms, times the annealing."""
@@ -114,6 +145,29 @@ class ObjectiveConfig(Settings):
     """Weight of the KL terms as a function of the optimiser step."""
     free_bits: FreeBits | None = None
     """KL that costs nothing; null for none."""
+    kl_target: Positive | None = None
+    """Nats at which a multiplier holds the KL of every layer; null for no multipliers."""
+    kl_target_rate: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """How fast multipliers learn: the most that the logarithm of one grows in a step."""
+    balance: Balance | None = None
+    """Balancing of the layers early in training; null for none."""
+    layers: dict[str, LayerObjective] = {}
+    """Settings of single layers, by name (`z1`) or pattern (`z[2-5]`, `*`). Of several patterns
+    that fit, a later one wins field by field; a name wins over patterns."""
+
+    @model_validator(mode="after")
+    def _balancing_acts(self) -> ObjectiveConfig:
+        schedule = self.kl_annealing
+        if isinstance(schedule, ConstantSchedule):
+            least = schedule.value
+        else:
+            least = min(schedule.start, schedule.end)
+        if self.balance is not None and self.balance.steps is None and least >= 1.0:
+            raise ValueError(
+                "'balance' acts while 'kl_annealing' is below 1, which it never is; "
+                "give an annealing, or balance.steps"
+            )
+        return self
 
 
 class DataConfig(Settings):

@@ -1,31 +1,39 @@
 """What is optimised and what is reported, in nats per datum.
 
-`Terms.loss` is optimised: beta, annealing and free bits act on it. `Terms.elbo`, `log_px` and `kl`
-are reported: nothing acts on them.
+`Terms.loss` is optimised: beta, annealing, free bits and balancing act on it. `Terms.elbo`,
+`log_px` and `kl` are reported: nothing acts on them.
+
+    loss = - log p(x|z) + sum_l beta_l gamma_l KL_l
+
+with beta_l a layer's weight (its annealing and its multiplier included), gamma_l its balancing
+coefficient and KL_l its KL with free bits, all averaged over the batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from ladder.config import FreeBits
-from ladder.errors import UserError
+from ladder.errors import UserError, suggest
 from ladder.latent import Latent
 from ladder.likelihoods import Observation
 from ladder.model import HierarchicalVAE
+
+Weight = float | Tensor
+T = TypeVar("T")
 
 
 class Terms(NamedTuple):
     """The objective and its parts.
 
     Attributes:
-        loss: What is optimised, 0-dim: batch mean, with beta, annealing and free bits.
+        loss: What is optimised, 0-dim: batch mean, with every scheme of the KL.
         elbo: log p(x|z) - sum of KLs for each datum, `[B]`, whatever was optimised.
         log_px: log p(x|z) for each datum, `[B]`.
         kl: KL of each layer by name, for each datum, `[B]`; top first.
@@ -37,12 +45,25 @@ class Terms(NamedTuple):
     kl: dict[str, Tensor]
 
 
+class Balancing(NamedTuple):
+    """How `elbo` balances the layers.
+
+    Attributes:
+        by: What a layer's fair share of the KL goes by, see `fair_shares`.
+        on: 1 balances, 0 does not; a 0-dim tensor lets one compiled graph do both.
+    """
+
+    by: Literal["scale", "elements", "equal"] = "scale"
+    on: Weight = 1.0
+
+
 def elbo(
     px: Observation,
     latents: Mapping[str, Latent],
     x: Tensor,
-    beta: float | Tensor = 1.0,
-    free_bits: FreeBits | None = None,
+    beta: Weight | Mapping[str, Weight] = 1.0,
+    free_bits: FreeBits | Mapping[str, FreeBits | None] | None = None,
+    balance: Balancing | None = None,
 ) -> Terms:
     """Evidence lower bound and the loss made from it.
 
@@ -51,36 +72,128 @@ def elbo(
         latents: Latents by name, as the model returned them; those without a posterior cost
             nothing.
         x: Data, `[B, *shape]`.
-        beta: Weight of all KL terms in the loss.
-        free_bits: KL that costs nothing in the loss.
+        beta: Weight of all KL terms in the loss, or by layer; a layer not named has 1.
+        free_bits: KL that costs nothing in the loss, for all layers, or by layer; a layer not
+            named has none.
+        balance: How the layers are balanced; `None` for not at all.
 
     Returns:
         Loss and reported terms. Under DDP the loss is a mean over the rank's own batch, and so
-        are free bits with `average: batch`.
+        are free bits with `average: batch` and the means that balancing goes by.
+
+    Raises:
+        UserError: If a mapping names a layer that is not there.
     """
     log_px = per_datum(px.log_prob(x))
     elementwise = {name: v.kl for name, v in latents.items() if v.kl is not None}
     kl = {name: per_datum(v) for name, v in elementwise.items()}
     nothing = torch.zeros_like(log_px)
     total = torch.stack([nothing, *kl.values()]).sum(dim=0)
-    if free_bits is None:
-        cost = total.mean()
+    if isinstance(beta, Mapping) or isinstance(free_bits, Mapping) or balance is not None:
+        weights: dict[str, Weight] = by_layer(beta, 1.0, latents)
+        floors: dict[str, FreeBits | None] = by_layer(free_bits, None, latents)
+        gamma = _coefficients(elementwise, balance)
+        costs = [weights[n] * gamma[n] * floored(v, floors[n]) for n, v in elementwise.items()]
+        cost = sum(costs, nothing.mean())
+    elif free_bits is None:
+        cost = beta * total.mean()
     else:
-        cost = sum((floored(v, free_bits) for v in elementwise.values()), nothing.mean())
-    return Terms(beta * cost - log_px.mean(), log_px - total, log_px, kl)
+        cost = beta * sum((floored(v, free_bits) for v in elementwise.values()), nothing.mean())
+    return Terms(cost - log_px.mean(), log_px - total, log_px, kl)
 
 
-def floored(kl: Tensor, free_bits: FreeBits) -> Tensor:
+def by_layer(value: T | Mapping[str, T], default: T, names: Iterable[str]) -> dict[str, T]:
+    """One value for each layer, from one for all or a mapping that may leave some out.
+
+    Args:
+        value: For all layers, or by layer.
+        default: For layers that the mapping leaves out.
+        names: The layers.
+
+    Returns:
+        Values by name, in the order of `names`.
+
+    Raises:
+        UserError: If the mapping names another layer.
+    """
+    names = list(names)
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, value)
+    for name in value:
+        if name not in names:
+            raise UserError(f"elbo: no layer '{name}'{suggest(name, names)}")
+    return {name: value.get(name, default) for name in names}
+
+
+def _coefficients(
+    elementwise: Mapping[str, Tensor], balancing: Balancing | None
+) -> Mapping[str, Weight]:
+    if balancing is None:
+        return dict.fromkeys(elementwise, 1.0)
+    kl = {name: per_datum(v) for name, v in elementwise.items()}
+    gamma = balance(kl, fair_shares(elementwise, balancing.by))
+    on = balancing.on
+    return {name: on * v + (1.0 - on) for name, v in gamma.items()}
+
+
+def balance(kl: Mapping[str, Tensor], alpha: Mapping[str, float]) -> dict[str, Tensor]:
+    """Balancing coefficients: gamma_l ~ (mean |KL_l| + 0.01) / alpha_l, of mean one.
+
+    A layer with more than its share pays more, one that is about to collapse pays less; NVAE
+    multiplies the KL terms by them while the annealing is below 1.
+
+    Args:
+        kl: KL of each layer by name, for each datum, `[B]`, in nats.
+        alpha: Fair share of each layer by name; only ratios matter.
+
+    Returns:
+        Coefficients by name, 0-dim and without gradient.
+
+    References:
+        NVAE: A Deep Hierarchical Variational Autoencoder (Vahdat, Kautz, 2020), sec. 3.2 and
+        app. A, https://arxiv.org/abs/2007.03898
+    """
+    excess = torch.stack([(v.detach().abs().mean() + 0.01) / alpha[n] for n, v in kl.items()])
+    return dict(zip(kl, (excess / excess.mean()).unbind(), strict=True))
+
+
+def fair_shares(
+    values: Mapping[str, Tensor], by: Literal["scale", "elements", "equal"] = "scale"
+) -> dict[str, float]:
+    """Shares alpha_l of the KL that balancing aims at, the least of them 1.
+
+    Args:
+        values: A latent of each layer, or its elementwise KL, by name: `[B, D]` (one position)
+            or `[B, C, *space]`.
+        by: `scale` divides a layer's positions by the number of layers that have as many (NVAE);
+            `elements` counts its latent elements (Efficient-VDVAE); `equal` is 1 for each.
+
+    Returns:
+        Shares by name.
+    """
+    positions = [math.prod(v.shape[2:]) for v in values.values()]
+    if by == "scale":
+        shares = [p / positions.count(p) for p in positions]
+    elif by == "elements":
+        shares = [float(math.prod(v.shape[1:])) for v in values.values()]
+    else:
+        shares = [1.0 for _ in positions]
+    return {name: share / min(shares) for name, share in zip(values, shares, strict=True)}
+
+
+def floored(kl: Tensor, free_bits: FreeBits | None) -> Tensor:
     """A layer's KL with every unit below the floor raised to it, so that it has no gradient.
 
     Args:
         kl: Elementwise KL, `[B, C, ...]`.
         free_bits: The floor, what it holds for, and whether it meets the batch's mean or each
-            sample.
+            sample; `None` for no floor.
 
     Returns:
         Batch mean summed over the layer, 0-dim.
     """
+    if free_bits is None:
+        return per_datum(kl).mean()
     if free_bits.per == "layer":
         units = reduce(kl, "b ... -> b 1", "sum")
     elif free_bits.per == "channel":

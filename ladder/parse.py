@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -227,7 +227,13 @@ def check(cls: type[Section], raw: Any, where: str = "", under: str = "") -> Sec
     except ValidationError as error:
         # A union complains once for each member; one sentence for each place is enough.
         places = {_join(_locate(cls, d)[0]): d for d in reversed(error.errors())}
-        sentences = [_sentence(cls, details, under) for details in reversed(places.values())]
+        # The members that stopped early say nothing where another one got further in.
+        deepest = [
+            details
+            for place, details in places.items()
+            if not any(other.startswith((f"{place}.", f"{place}[")) for other in places)
+        ]
+        sentences = [_sentence(cls, details, under) for details in reversed(deepest)]
         prefix = f"{where}: " if where else ""
         raise UserError("\n".join(prefix + sentence for sentence in sentences)) from None
 
@@ -292,13 +298,15 @@ def _locate(
     """Turn pydantic's location into the user's path and the models that own its last part."""
     path: list[int | str] = []
     models, owners = [cls], [cls]
+    key = False  # whether the next part is a key that the user chose
     for part in details["loc"]:
-        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        fields = [m.model_fields[part] for m in models if part in m.model_fields and not key]
         stranger = part == details["loc"][-1] and details["type"] == "extra_forbidden"
-        if isinstance(part, int) or fields or stranger:
+        if isinstance(part, int) or fields or stranger or key:
             path.append(part)
             owners = models
             models = [m for f in fields for m in _models(f.annotation)] if fields else models
+            key = any(get_origin(f.annotation) is dict for f in fields)
         else:  # the name of a union's member, which the user never wrote
             models = [m for m in models if _is_member(m, part)] or models
     return path, owners

@@ -91,6 +91,7 @@ def _rest(state: State) -> dict[str, Any]:
         "optimizer": state.optimizer.state_dict(),
         "weights": weights,
         "meter": state.meter.state_dict(),
+        "multipliers": state.multipliers and state.multipliers.state_dict(),
     }
 
 
@@ -121,7 +122,7 @@ def _same_model(path: Path, state: State) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as a model's config: {error}") from None
     ours = state.model.config.model_dump(mode="json")
-    for field in ("system", "shape", "inference", "scale", "activation", "likelihood"):
+    for field in ("system", "shape", "inference", "scale", "activation", "block", "likelihood"):
         if theirs.get(field) != ours.get(field):
             raise UserError(
                 f"{path}: another model: its {field} is {theirs.get(field)!r}, "
@@ -144,6 +145,8 @@ def _take_up(rest: dict[str, Any], state: State) -> None:
     moments = rest["optimizer"]["state"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": options})
     state.meter.load_state_dict(rest["meter"])
+    if state.multipliers is not None and rest["multipliers"] is not None:
+        state.multipliers.load_state_dict(rest["multipliers"])
     state.step = rest["step"]
 
 
@@ -154,7 +157,8 @@ def _read_rest(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         rest = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return {key: rest[key] for key in ("step", "optimizer", "weights", "meter")}
+        needed = {key: rest[key] for key in ("step", "optimizer", "weights", "meter")}
+        return {**needed, "multipliers": rest.get("multipliers")}  # older ones have none
     except (
         OSError,
         RuntimeError,

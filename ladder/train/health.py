@@ -10,11 +10,17 @@ from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig
 from ladder.model import HierarchicalVAE
-from ladder.train.step import beta_at, forward_terms, prepare
+from ladder.train.multipliers import Multipliers
+from ladder.train.schemes import layer_names, layer_schemes, weights_at
+from ladder.train.step import forward_terms, prepare
 
 
 def first_offender(
-    model: HierarchicalVAE, x: Tensor, step: int, config: Config[ModelConfig]
+    model: HierarchicalVAE,
+    x: Tensor,
+    step: int,
+    config: Config[ModelConfig],
+    multipliers: Multipliers | None = None,
 ) -> str:
     """Run a failed step again and find what was the first to be not finite.
 
@@ -23,6 +29,7 @@ def first_offender(
         x: The step's data, before binarisation.
         step: The step, so that its noise is the same.
         config: The run's configuration.
+        multipliers: Those of the run.
 
     Returns:
         A clause that names layer and module: of a weight, else of the forward pass in the order
@@ -34,9 +41,9 @@ def first_offender(
             return f"the weight {_place(name)}"
     found: list[str] = []
     with _watched(model, found):
-        terms = forward_terms(
-            model, prepare(x, step, config), beta_at(config.objective, step), config
-        )
+        schemes = layer_schemes(config.objective, layer_names(model))
+        weights = weights_at(config.objective, schemes, multipliers, step)
+        terms = forward_terms(model, prepare(x, step, config), weights, config)
     if found:
         return f"the output of {_place(found[0])}"
     for name, kl in terms.kl.items():

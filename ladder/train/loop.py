@@ -17,12 +17,14 @@ from ladder.errors import UserError, WorkFailed
 from ladder.files import write_atomic
 from ladder.pretrained import pointed
 from ladder.train import checkpoint, run
+from ladder.train.doctor import Doctor
 from ladder.train.ema import averaged
 from ladder.train.evaluate import Evaluation, evaluate
 from ladder.train.health import first_offender
 from ladder.train.progress import Progress
+from ladder.train.schemes import beta_at, weights_at
 from ladder.train.state import State, choose_device, new_state
-from ladder.train.step import beta_at, lr_at, padded, train_step
+from ladder.train.step import lr_at, padded, train_step
 from ladder.train.stop import Stopped, StopWatch
 
 FEW = 100  # steps between two evaluations, at least, unless the configuration says
@@ -109,15 +111,17 @@ def fit(
     else:
         run.check_same(out, config)
     setup = set_up(config, out)
-    state = new_state(config, setup.device)
+    started = resume and pointed(out / "checkpoints", "last") is not None
+    state = new_state(config, setup.device, None if started else _first(setup))
     if resume:
         _resume(setup, state)
     else:
         run.create(out, config, given)
     progress = Progress(state.step, setup.total, quiet)
+    doctor = Doctor(config.objective, setup.total, run.read_metrics(out))
     try:
         with StopWatch(config.train.time_limit) as watch:
-            evaluation = _loop(setup, state, progress, watch)
+            evaluation = _loop(setup, state, doctor, progress, watch)
     finally:
         progress.close()
     return Summary(out, state.step, time.monotonic() - begun, evaluation, setup.split)
@@ -146,6 +150,13 @@ def batches(setup: Setup, step: int) -> Iterator[Tensor]:
         epoch, skipped = epoch + 1, 0
 
 
+def _first(setup: Setup) -> Tensor:
+    """The first data of the training set, as many as a batch has, in their own order."""
+    count = min(setup.config.train.batch_size, len(setup.images))
+    index = torch.arange(count, device=setup.images.device)
+    return take(setup.images, index, setup.device)
+
+
 def _resume(setup: Setup, state: State) -> None:
     last = pointed(setup.out / "checkpoints", "last")
     if last is not None:
@@ -160,7 +171,9 @@ def _resume(setup: Setup, state: State) -> None:
     _mark_best(setup, state)
 
 
-def _loop(setup: Setup, state: State, progress: Progress, watch: StopWatch) -> Evaluation:
+def _loop(
+    setup: Setup, state: State, doctor: Doctor, progress: Progress, watch: StopWatch
+) -> Evaluation:
     train, evaluation = setup.config.train, None
     evaluate_every = train.evaluate_every or setup.default_evaluate_every
     source = batches(setup, state.step)
@@ -171,10 +184,11 @@ def _loop(setup: Setup, state: State, progress: Progress, watch: StopWatch) -> E
         done = state.step
         last = done == setup.total
         if last or done % train.log_every == 0 or done % setup.steps_per_epoch == 0:
-            _log(setup, state, progress, time.monotonic() - window)
+            _log(setup, state, doctor, progress, time.monotonic() - window)
             window = time.monotonic()
         if last or done % evaluate_every == 0:
             evaluation = _evaluate(setup, state)
+            _write(setup, state, doctor, progress, evaluation)
             window = time.monotonic()
         stop = watch.exit_code()
         if last or stop is not None or done % train.checkpoint_every == 0:
@@ -183,10 +197,10 @@ def _loop(setup: Setup, state: State, progress: Progress, watch: StopWatch) -> E
             run.record(setup.out, setup.config)
         if stop is not None:
             raise Stopped(stop, f"stopped at step {done}; go on with --resume {setup.out}")
-    return evaluation or _evaluate(setup, state, write=False)
+    return evaluation or _evaluate(setup, state)
 
 
-def _log(setup: Setup, state: State, progress: Progress, seconds: float) -> None:
+def _log(setup: Setup, state: State, doctor: Doctor, progress: Progress, seconds: float) -> None:
     """Bring the metrics back, write a line, and stop if a step was not finite."""
     means = state.meter.read()
     _check(setup, state)
@@ -198,13 +212,23 @@ def _log(setup: Setup, state: State, progress: Progress, seconds: float) -> None
         **means,
         "train/bpd": -means["train/elbo"] / (math.log(2.0) * size),
         "train/beta": beta_at(setup.config.objective, step - 1).item(),
+        **_kl_weights(setup, state, step - 1),
         "train/lr": lr_at(setup.config.train, step - 1),
         "train/images_per_s": state.meter.data / max(seconds, 1e-9),
     }
     run.append_metrics(setup.out, record)
+    doctor.note(record)
     if step % setup.config.train.log_every == 0 or step == setup.total:
         progress.report(step, {n: means[n] for n in ("train/loss", "train/nll", "train/kl")})
     state.meter.clear()
+
+
+def _kl_weights(setup: Setup, state: State, step: int) -> dict[str, float]:
+    """Weight of each layer's KL, before balancing, where it is not `train/beta` for all."""
+    weights = weights_at(setup.config.objective, state.schemes, state.multipliers, step)
+    if isinstance(weights.beta, Tensor):
+        return {}
+    return {f"kl_weight/{padded(name)}": v.item() for name, v in weights.beta.items()}
 
 
 def _check(setup: Setup, state: State) -> None:
@@ -213,7 +237,7 @@ def _check(setup: Setup, state: State) -> None:
     # Updates stopped at the failed step, so the optimiser has counted only those before it.
     step = int(next(iter(state.optimizer.state.values()))["step"].item())
     x = next(batches(setup, step))
-    offender = first_offender(state.model, x, step, setup.config)
+    offender = first_offender(state.model, x, step, setup.config, state.multipliers)
     last = pointed(setup.out / "checkpoints", "last")
     where = f"the last good checkpoint is {last.name}" if last else "no checkpoint was written yet"
     raise WorkFailed(
@@ -223,14 +247,26 @@ def _check(setup: Setup, state: State) -> None:
     )
 
 
-def _evaluate(setup: Setup, state: State, write: bool = True) -> Evaluation:
+def _evaluate(setup: Setup, state: State) -> Evaluation:
     _check(setup, state)
     with averaged(state):
-        result = evaluate(state.model, setup.held_out, setup.config.train.batch_size)
-    if write:
-        run.append_metrics(setup.out, _record(setup, state, result))
-        _choose_best(setup, state)
-    return result
+        return evaluate(state.model, setup.held_out, setup.config.train.batch_size)
+
+
+def _write(
+    setup: Setup, state: State, doctor: Doctor, progress: Progress, result: Evaluation
+) -> None:
+    """Write an evaluation down, say what is wrong with a layer, and choose `best`."""
+    record = _record(setup, state, result)
+    doctor.note(record)
+    findings = doctor.news()
+    if findings:
+        record["doctor"] = [finding._asdict() for finding in findings]
+    for finding in findings:
+        progress.note(finding.sentence)
+    run.append_metrics(setup.out, record)
+    run.append_metrics(setup.out, _unit_record(setup, state, result), run.UNITS)
+    _choose_best(setup, state)
 
 
 def _record(setup: Setup, state: State, result: Evaluation) -> dict[str, Any]:
@@ -243,7 +279,23 @@ def _record(setup: Setup, state: State, result: Evaluation) -> dict[str, Any]:
         "val/kl": sum(result.kl.values()),
         "val/bpd": result.bpd,
         **{f"val/kl_{padded(name)}": kl for name, kl in result.kl.items()},
+        **{f"active_units/{padded(name)}": u.active for name, u in result.units.items()},
+        **{f"speaking_units/{padded(name)}": u.speaking for name, u in result.units.items()},
     }
+
+
+def _unit_record(setup: Setup, state: State, result: Evaluation) -> dict[str, Any]:
+    """KL and variance of every unit; six digits, since a long run has many."""
+    return {
+        "step": state.step,
+        "epoch": state.step / setup.steps_per_epoch,
+        "kl": {padded(name): _rounded(u.kl) for name, u in result.units.items()},
+        "variance": {padded(name): _rounded(u.variance) for name, u in result.units.items()},
+    }
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [float(f"{v:.6g}") for v in values]
 
 
 def _choose_best(setup: Setup, state: State) -> None:

@@ -14,6 +14,7 @@ from ladder.data import load
 from ladder.errors import UserError
 from ladder.model import HierarchicalVAE
 from ladder.objectives import elbo
+from ladder.train.schemes import layer_names, layer_schemes
 
 MIB = 2.0**20
 
@@ -32,6 +33,7 @@ def plan(config: Config[ModelConfig]) -> dict[str, Any]:
     with torch.device("meta"):
         model = build_model(config=config)
         x = torch.empty(config.train.batch_size, *config.model.shape)
+    layer_schemes(config.objective, layer_names(model))  # a sentence if they do not fit
     latents, activations = _trace(model, x)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     average = weights if config.train.ema else 0

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ladder.build import build_model
+from ladder.build import build_model, load_system
 from ladder.config import Config, ModelConfig, TrainConfig
+from ladder.data import binarize
 from ladder.errors import UserError
 from ladder.model import HierarchicalVAE
 from ladder.noise import seeded
 from ladder.train.adamax import Adamax
 from ladder.train.meter import Meter
+from ladder.train.multipliers import Multipliers
+from ladder.train.schemes import Schemes, layer_names, layer_schemes, new_multipliers
 
 
 @dataclass
@@ -29,6 +32,8 @@ class State:
         failed: 0-dim float32 on the device; 1 from the first step on that was not finite. Once
             set, no update changes anything, so the weights stay those that failed.
         meter: Sums of the metrics since they were last written.
+        schemes: What the objective says about every layer.
+        multipliers: Those that hold the KL of layers at their targets; `None` without targets.
     """
 
     model: HierarchicalVAE
@@ -38,27 +43,49 @@ class State:
     step: int
     failed: Tensor
     meter: Meter
+    schemes: Schemes
+    multipliers: Multipliers | None
 
 
-def new_state(config: Config[ModelConfig], device: torch.device) -> State:
+def new_state(
+    config: Config[ModelConfig], device: torch.device, first: Tensor | None = None
+) -> State:
     """Build the model and its optimiser, seeded by the configuration.
 
     Args:
         config: The run's configuration.
         device: Where to train.
+        first: Data for data-dependent initialisation, `[B, *shape]` in [0, 1] on the device, if
+            the model's system has a function `initialise`; `None` for weights that a checkpoint
+            will replace.
 
     Returns:
         The state before the first step.
+
+    Raises:
+        UserError: If the objective does not fit the model's layers.
     """
     with seeded(config.train.seed):
         model = build_model(config=config).to(device)
+        if first is not None:
+            _initialise(model, binarize(first) if config.data.binarize == "dynamic" else first)
+    schemes = layer_schemes(config.objective, layer_names(model))
+    multipliers = new_multipliers(config.objective, schemes, device)
     parameters = list(model.parameters())
     average = [p.detach().clone() for p in parameters] if config.train.ema else None
     failed = torch.zeros((), device=device)
     optimizer = _optimizer(parameters, config.train)
     # The fused kernels leave everything as it is while this is 1, without asking the host.
     optimizer.found_inf = failed  # type: ignore[union-attr]
-    return State(model, parameters, optimizer, average, 0, failed, Meter(device))
+    meter = Meter(device)
+    return State(model, parameters, optimizer, average, 0, failed, meter, schemes, multipliers)
+
+
+def _initialise(model: HierarchicalVAE, x: Tensor) -> None:
+    """Let the system see its first data, if it wants to: `initialise(model, x)` in its module."""
+    hook = getattr(load_system(model.config.system), "initialise", None)
+    if hook is not None:
+        hook(model, x)
 
 
 def _optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Adam | Adamax:

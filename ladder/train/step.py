@@ -5,21 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ladder.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from ladder.config import Config, ModelConfig, TrainConfig
 from ladder.data import binarize
 from ladder.model import HierarchicalVAE
 from ladder.noise import reseed
 from ladder.objectives import Terms, elbo
-from ladder.schedules import SCHEDULES
 from ladder.train import ema
+from ladder.train.schemes import Weights, annealings_at, weights_at
 from ladder.train.state import State
-
-
-def beta_at(objective: ObjectiveConfig, step: int) -> Tensor:
-    """Weight of the KL terms at a step, 0-dim float32."""
-    schedule = objective.kl_annealing.model_dump()
-    value = SCHEDULES[schedule.pop("kind")](step, **schedule)
-    return (objective.beta * value).float()
 
 
 def lr_at(train: TrainConfig, step: int) -> float:
@@ -28,13 +21,13 @@ def lr_at(train: TrainConfig, step: int) -> float:
 
 
 def forward_terms(
-    model: HierarchicalVAE, x: Tensor, beta: Tensor, config: Config[ModelConfig]
+    model: HierarchicalVAE, x: Tensor, weights: Weights, config: Config[ModelConfig]
 ) -> Terms:
     """The objective on a batch `[B, *shape]`, networks in the configured precision."""
     low = config.train.precision == "bfloat16"
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
         px, latents = model(x)
-    return elbo(px, latents, x, beta, config.objective.free_bits)
+    return elbo(px, latents, x, *weights)
 
 
 def prepare(x: Tensor, step: int, config: Config[ModelConfig]) -> Tensor:
@@ -52,8 +45,8 @@ def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
         config: The run's configuration.
     """
     x = prepare(x, state.step, config)
-    beta = beta_at(config.objective, state.step)
-    terms = forward_terms(state.model, x, beta, config)
+    weights = weights_at(config.objective, state.schemes, state.multipliers, state.step)
+    terms = forward_terms(state.model, x, weights, config)
     state.optimizer.zero_grad()
     terms.loss.backward()
     norm = gradient_norm(state.parameters, config.train.grad_clip)
@@ -66,6 +59,9 @@ def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
     state.optimizer.step()
     if config.train.ema is not None:
         ema.update(state, config.train.ema)
+    if state.multipliers is not None:
+        annealing = annealings_at(state.schemes, state.step)
+        state.multipliers.update(terms.kl, annealing, state.failed)
     state.meter.add({**metrics(terms), "train/grad_norm": norm}, x.shape[0])
     state.step += 1
 
