@@ -520,7 +520,7 @@ def test_build_model_takes_tuples_for_lists() -> None:
 
 def test_overrides_replace_fields_and_none_keeps_them() -> None:
     model = build_model(config=MODEL, likelihood="gaussian", kl=None, shape=(5,))
-    assert (model.config.likelihood, model.config.kl, model.config.shape) == (
+    assert (model.config.likelihood.kind, model.config.kl, model.config.shape) == (
         "gaussian",
         "sampled",
         [5],
