@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from ladder import cli
+from ladder.ablate.declare import declare
+from ladder.ablate.grid import grid
 from ladder.build import build_model, resolve
+from ladder.parse import read_yaml
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,11 +35,9 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_yaml_builds() -> None:
     (text,) = blocks("yaml")
-    from ladder.parse import read_yaml
-
     with torch.device("meta"):
         model = build_model(config=resolve(read_yaml(text, "README.md")))
-    assert list(model.top_down.layers) == ["z5", "z4", "z3", "z2", "z1"]
+    assert list(model.top_down.layers) == [f"z{i}" for i in range(9, 0, -1)]
 
 
 def test_every_command_is_one() -> None:
@@ -66,7 +67,22 @@ def test_the_first_and_the_test_command_are_those_of_ci() -> None:
     assert "ladder train mnist_2layer data=digits" in ci
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+ABLATIONS = [p for p in CONFIGS if "vary" in read_yaml(p.read_text(encoding="utf-8"), p.name)]
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
+def test_every_cell_of_every_ablation_builds(path: Path) -> None:
+    cells = grid(declare(path, {"train.seed": [0]}))
+    assert len(cells) > 1
+    for cell in cells:
+        assert cell.error is None, cell.error
+        with torch.device("meta"):
+            model = build_model(config=cell.config)
+            model(torch.zeros(2, *model.config.shape))
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p not in ABLATIONS], ids=lambda p: p.stem)
 def test_every_configuration_builds(path: Path) -> None:
     with torch.device("meta"):
         model = build_model(config=path)
