@@ -1,7 +1,7 @@
 """Every kind of inference against the exact evidence of linear-Gaussian hierarchies.
 
-Without hidden layers and blocks, and with scales that depend on nothing, z and x are affine in the
-noise, whatever the kind of inference, the merge and the state. So p(z, x) and q(z | x) are read off
+Without hidden layers and blocks, and with scales that depend on nothing, z and x are affine in
+the noise, whatever the inference, the merge and the state. So p(z, x) and q(z | x) are read off
 the model itself: its outputs at zero noise and at unit noises. Log-ratios are quadratic in the
 noise, whose expectation is the mean over all signs.
 """
