@@ -222,6 +222,25 @@ def _summary_text(config: Config[ModelConfig], summary: Any) -> str:
     )
 
 
+def _describe_ablate(parser: _Parser) -> None:
+    _target(parser)
+    parser.add_argument(
+        "--vary", nargs="+", action="extend", default=[], metavar="key=a,b", help="what is varied"
+    )
+    parser.add_argument("--samples", type=int, metavar="K", help="importance samples")
+    parser.add_argument("--n", type=int, help="only the first N test data, for the K samples")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, a thread each")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ablate-<name>")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _ablate(args: Arguments) -> int:
+    """Train every combination of some values; the last line on stdout is the table's folder."""
+    from ladder.ablate.command import run
+
+    return run(args)
+
+
 def _describe_evaluate(parser: _Parser) -> None:
     _run_argument(parser)
     _overrides(parser)
@@ -342,6 +361,7 @@ def _tell(text: str) -> None:
 
 VERBS: dict[str, tuple[Callable[[Arguments], int], Callable[[_Parser], None], str]] = {
     "train": (_train, _describe_train, "train a preset or a YAML file"),
+    "ablate": (_ablate, _describe_ablate, "train a grid of variants, and compare them"),
     "evaluate": (_evaluate, _describe_evaluate, "measure the bound of a run"),
     "sample": (_sample, _describe_sample, "draw from a trained model"),
     "report": (_report, _describe_report, "pictures and page of a run"),

@@ -1,0 +1,118 @@
+"""Before anything is trained: build every cell's model without memory, and count its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ladder.ablate.grid import Cell
+from ladder.build import build_model
+from ladder.config import Config, ModelConfig
+from ladder.data import load
+from ladder.errors import UserError
+from ladder.train.run import RESOLVED, read_config
+from ladder.train.schemes import check_layers
+from ladder.train.state import choose_device
+
+# What may differ between two calls on the same folder without making another cell of it.
+FREE = {"data.root", "train.time_limit", "train.resume", "train.keep", "train.checkpoint_every"}
+
+
+class Sizes(NamedTuple):
+    """Numbers of data."""
+
+    train: int
+    test: int
+
+
+def prepare(cells: Sequence[Cell]) -> list[Cell]:
+    """Fill in parameters, steps and data, or why a cell cannot be.
+
+    Args:
+        cells: From `grid`.
+
+    Returns:
+        The cells.
+
+    Raises:
+        UserError: If no cell can be, or a device is not there.
+    """
+    for device in {cell.config.train.device for cell in cells if cell.config is not None}:
+        choose_device(device)
+    known: dict[str, Sizes | UserError] = {}
+    prepared = [_prepared(cell, cell.config, known) for cell in cells]
+    if all(cell.error is not None for cell in prepared):
+        raise UserError(str(prepared[0].error))
+    return prepared
+
+
+def _prepared(
+    cell: Cell, config: Config[ModelConfig] | None, known: dict[str, Sizes | UserError]
+) -> Cell:
+    if config is None:
+        return cell
+    sizes = _sizes(config, known)
+    if isinstance(sizes, UserError):
+        return cell._replace(error=str(sizes))
+    cell = cell._replace(steps=config.train.total_steps(sizes.train), test=sizes.test)
+    try:
+        return _built(cell, config)
+    except (UserError, RuntimeError) as error:  # the second is torch's, of shapes that do not fit
+        return cell._replace(error=f"the model cannot be built: {error}")
+
+
+def _built(cell: Cell, config: Config[ModelConfig]) -> Cell:
+    check_layers(config)
+    with torch.device("meta"):
+        model = build_model(config=config)
+        model(torch.zeros(2, *config.model.shape))
+    return cell._replace(parameters=sum(p.numel() for p in model.parameters()))
+
+
+def _sizes(config: Config[ModelConfig], known: dict[str, Sizes | UserError]) -> Sizes | UserError:
+    """How many data; read once for all cells that share them."""
+    key = f"{config.data.model_dump_json()} {config.model.shape}"
+    if key not in known:
+        try:
+            data = load(config.data, config.model.shape, config.train.seed)
+            known[key] = Sizes(len(data.train), len(data.test))
+        except UserError as error:
+            known[key] = error
+    return known[key]
+
+
+def check_same(out: Path, cells: Sequence[Cell]) -> None:
+    """Refuse a folder whose cells were trained with another configuration.
+
+    Args:
+        out: The ablation's folder.
+        cells: What is to be trained there.
+
+    Raises:
+        UserError: It names the cell and the field that differs.
+    """
+    for cell in cells:
+        if cell.config is None or not (out / cell.name / RESOLVED).is_file():
+            continue
+        theirs = _flat(read_config(out / cell.name).model_dump(mode="json"))
+        ours = _flat(cell.config.model_dump(mode="json"))
+        for key in sorted((ours.keys() | theirs.keys()) - FREE):
+            if ours.get(key) != theirs.get(key):
+                raise UserError(
+                    f"{out / cell.name}: was trained with {key} {theirs.get(key)!r}, not "
+                    f"{ours.get(key)!r}; give another --out"
+                )
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by dotted path."""
+    if isinstance(value, dict):
+        parts = [_flat(v, f"{path}.{k}" if path else k) for k, v in value.items()]
+    elif isinstance(value, list):
+        parts = [_flat(v, f"{path}[{i}]") for i, v in enumerate(value)]
+    else:
+        return {path: value}
+    return {key: leaf for part in parts for key, leaf in part.items()}
