@@ -24,12 +24,18 @@ Noise = Callable[[Tensor], None]
 DENSE: dict[str, Any] = {"shape": [4], "layers": [{"dim": 1, "repeat": 3}]}
 DENSE_PAIR: dict[str, Any] = {"shape": [4], "layers": [{"dim": 2, "repeat": 2}]}
 CONV: dict[str, Any] = {
-    "shape": [2, 3],  # padded to 4
+    "shape": [2, 4],
     "layers": [{"channels": 1, "resolution": 2, "width": 4, "blocks": 0, "repeat": 2}],
     "state": "markov",
 }
 CONV_PAIR = {**CONV, "layers": [{**CONV["layers"][0], "channels": 2}]}
-MIXED = {**CONV, "layers": [{**CONV["layers"][0], "repeat": 1}, {"dim": 2}]}
+SMALL_PAIR = {
+    **CONV,
+    "shape": [2, 2],
+    "layers": [{**CONV["layers"][0], "channels": 2, "resolution": 1}],
+}
+PADDED: dict[str, Any] = {**CONV, "shape": [2, 3]}
+MIXED = {**PADDED, "layers": [{**CONV["layers"][0], "repeat": 1}, {"dim": 2}]}
 KINDS: dict[str, dict[str, Any]] = {
     "bottom_up": {**DENSE, "inference": "bottom_up"},
     "ladder": {**DENSE, "inference": "ladder"},
@@ -40,7 +46,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "conv ladder": {**CONV, "inference": "ladder", "merge": "precision_weighted"},
     "conv ladder concat": {**CONV, "inference": "ladder"},
     "conv ladder residual": {**CONV, "inference": "ladder", "merge": "residual_normal"},
-    "conv bidirectional": {**CONV_PAIR, "inference": "bidirectional"},
+    "conv bidirectional": {**SMALL_PAIR, "inference": "bidirectional"},
 }
 # What can only come near the true posterior, but whose bound is one all the same.
 COARSE: dict[str, dict[str, Any]] = {
@@ -48,11 +54,11 @@ COARSE: dict[str, dict[str, Any]] = {
     "bidirectional weighted": {**DENSE_PAIR, "inference": "bidirectional"},
     "ladder skip": {**DENSE, "inference": "ladder", "state": "skip", "merge": "concat"},
     "bidirectional residual": {**DENSE_PAIR, "inference": "bidirectional", "state": "residual"},
-    "conv ladder residual state": {**CONV, "inference": "ladder", "state": "residual"},
-    "conv bottom_up skip": {**CONV, "inference": "bottom_up", "state": "skip"},
+    "conv ladder residual state": {**PADDED, "inference": "ladder", "state": "residual"},
+    "conv bottom_up skip": {**PADDED, "inference": "bottom_up", "state": "skip"},
     "conv and dense": {**MIXED, "inference": "ladder"},
     "conv and dense bottom_up": {**MIXED, "inference": "bottom_up"},
-    "conv and dense bidirectional": {**CONV_PAIR, "inference": "bidirectional"},
+    "conv bidirectional padded": {**CONV_PAIR, "shape": [2, 3], "inference": "bidirectional"},
     "learned top": {**DENSE, "inference": "ladder", "top": "learned"},
     "constant top": {**DENSE_PAIR, "inference": "bidirectional", "top": "constant"},
 }
@@ -192,7 +198,7 @@ def fitted(model: HierarchicalVAE, x: Tensor, noise: Noise) -> None:
         p.requires_grad_(True)
     scales = {id(net.weight) for net in gaussian_nets(model)}
     optimizer = torch.optim.LBFGS(
-        own, max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-14, history_size=50,
+        own, max_iter=100, tolerance_grad=1e-9, tolerance_change=1e-14, history_size=50,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
@@ -218,7 +224,7 @@ def test_the_best_inference_reaches_the_evidence(kind: str, noise: Noise) -> Non
         bounds = expected(model, x, noise)
         evidence = torch.stack([truth(model, datum, noise)[0] for datum in x])
         assert (bounds < evidence + 1e-9).all()
-        torch.testing.assert_close(bounds, evidence, rtol=0.0, atol=1e-4)
+        torch.testing.assert_close(bounds, evidence, rtol=0.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -234,5 +240,5 @@ def test_iw_elbo_rises_to_the_evidence(
     bounds = [iw_elbo(model, many, k, rows=40_000) for k in (1, 8, 100)]
     means = [b.mean() for b in bounds]
     errors = [b.std() / 200**0.5 for b in bounds]
-    assert means[0] + 3 * (errors[0] + errors[1]) < means[1]
-    assert means[1] + 3 * (errors[1] + errors[2]) < means[2] < evidence + 5 * errors[2]
+    assert means[0] + 2 * (errors[0] + errors[1]) < means[1]
+    assert means[1] + 2 * (errors[1] + errors[2]) < means[2] < evidence + 5 * errors[2]
