@@ -160,7 +160,7 @@ def _train(args: Arguments) -> int:
             "steps": summary.steps,
             "seconds": summary.seconds,
             "split": summary.split,
-            **summary.evaluation._asdict(),
+            **{k: v for k, v in summary.evaluation._asdict().items() if k != "units"},
             "files": [str(p) for p in pictures],
         }
         print(json.dumps(result))
@@ -213,7 +213,7 @@ def _summary_text(config: Config[ModelConfig], summary: Any) -> str:
             f"{name} on {config.data.name}: {summary.steps} steps in {summary.seconds:.0f} s",
             f"  ELBO      {result.elbo:9.2f} nats   ({summary.split}, n={result.n},"
             " 1 sample each)",
-            f"  log p(x|z){-result.nll:9.2f} nats",
+            f"  log p(x|z) {-result.nll:8.2f} nats",
             f"  KL        {sum(result.kl.values()):9.2f} nats   ({kl})",
             f"  pictures  {summary.run / 'samples'}",
             f"  report    {summary.run / 'report.html'}",

@@ -9,7 +9,7 @@ fields are checked, documented and suggested like any other.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -29,6 +29,17 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Plain values of a dumped section by dotted path, such as `layers[0].dim`."""
+    if isinstance(value, dict):
+        parts = [leaves(v, f"{path}.{k}" if path else str(k)) for k, v in value.items()]
+    elif isinstance(value, list):
+        parts = [leaves(v, f"{path}[{i}]") for i, v in enumerate(value)]
+    else:
+        return {path: value}
+    return {key: leaf for part in parts for key, leaf in part.items()}
 
 
 class ModelConfig(Settings):

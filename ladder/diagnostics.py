@@ -27,6 +27,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from ladder.data import take
+from ladder.distributions import ClosedDrawn, Drawn, Joined, Normal, Sampled
 from ladder.errors import UserError
 from ladder.latent import Latent
 from ladder.model import HierarchicalVAE
@@ -149,6 +150,30 @@ def active_units(
     """Number of active units of every layer, top first; arguments as in `unit_profile`."""
     profile = unit_profile(model, images, batch_size, draws, seed)
     return {name: layer.active for name, layer in profile.items()}
+
+
+ESTIMATORS: dict[type, str] = {
+    Normal: "closed form",
+    ClosedDrawn: "closed form",
+    Drawn: "sampled",
+    Joined: "closed form and sampled",
+    Sampled: "sampled",
+}
+
+
+def kl_estimator(latents: Mapping[str, Latent]) -> str:
+    """How the KL of these latents was estimated, which follows from their posteriors' types.
+
+    Args:
+        latents: Latents by name, as a model returned them.
+
+    Returns:
+        `closed form`, `sampled`, or both; empty without posteriors.
+    """
+    kinds = {
+        ESTIMATORS.get(type(v.q), type(v.q).__name__) for v in latents.values() if v.q is not None
+    }
+    return ", ".join(sorted(kinds))
 
 
 def bits_per_dim(nats: float, dims: int) -> float:

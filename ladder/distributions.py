@@ -120,9 +120,10 @@ class Drawn(NamedTuple):
 class ClosedDrawn(Drawn):
     """A posterior whose `z` was drawn on the way up, with the closed-form KL.
 
-    With it the objective bounds the ELBO of the mean-field posterior, prod_l q(z_l | x): still a
-    bound on log p(x), a looser one than `Drawn` gives, and what the documented two-layer model
-    optimises.
+    In a Markov hierarchy the objective then bounds the ELBO of the mean-field posterior,
+    prod_l q(z_l | x): still a bound on log p(x), a looser one than `Drawn` gives, and what the
+    documented two-layer model optimises. Where layers below z_l see what is above it too, it
+    bounds nothing.
     """
 
     __slots__ = ()

@@ -149,7 +149,8 @@ def test_static_binarisation_is_the_same_twice() -> None:
         a, b, c = (getattr(splits, part) for splits in (first, second, other))
         assert set(a.unique().tolist()) == {0, 255}
         assert torch.equal(a, b)
-        assert not torch.equal(a, c)
+        # Held-out data are the same for every seed, so that runs compare.
+        assert torch.equal(a, c) == (part != "train")
 
 
 def test_static_binarisation_keeps_the_mean() -> None:

@@ -37,7 +37,7 @@ def declare(**fields: Any) -> HierarchicalVAE:
         ),
         (
             {"layers": [{**CONV, "resolution": 16}]},
-            "layers[0]: resolution 16 is at least twice the 8 of the data; give at most 15",
+            "layers[0]: resolution 16 is at least twice the 8 of the data, whose",
         ),
         (
             {"layers": [DENSE, CONV]},
@@ -63,7 +63,18 @@ def declare(**fields: Any) -> HierarchicalVAE:
             {"layers": [CONV, {"dim": 1}], "inference": "bidirectional"},
             "layers[1]: dim 1 cannot be split for bidirectional inference; give at least 2",
         ),
-        ({"layers": [{**CONV, "dim": 3}]}, "layers[0]: no field 'dim'"),
+        (
+            {"layers": [CONV], "kl": "closed_form"},
+            "kl 'closed_form' is no bound with state 'residual'",
+        ),
+        (
+            {"layers": [DENSE], "kl": "closed_form", "state": "skip"},
+            "kl 'closed_form' is no bound with state 'skip'",
+        ),
+        (
+            {"layers": [{**CONV, "dim": 3}]},
+            "layers[0]: 'dim' is of dense layers and 'channels' of convolutional ones",
+        ),
         ({"layers": [{"channels": 2, "width": 4}]}, "layers[0].resolution: missing"),
         ({"layers": [{**CONV, "blocks": -1}]}, "layers[0].blocks: should be greater than"),
         ({"layers": [{**DENSE, "merge": "concatt"}]}, "unknown value 'concatt'; did you mean"),
@@ -115,6 +126,19 @@ def test_the_generative_model_does_not_depend_on_the_inference(
     expected = one.decode(3)[0].mean
     torch.manual_seed(1)
     assert torch.equal(other.decode(3)[0].mean, expected)
+
+
+@pytest.mark.parametrize("inference", ["ladder", "bidirectional"])
+@pytest.mark.parametrize("merge", ["direct", "precision_weighted", "concat", "residual_normal"])
+@pytest.mark.parametrize("top", ["standard", "learned", "constant"])
+@pytest.mark.parametrize("layer", [CONV, DENSE], ids=["conv", "dense"])
+def test_the_top_layer_may_have_any_merge(
+    inference: str, merge: str, top: str, layer: dict[str, Any]
+) -> None:
+    layers = [layer, {**layer, "merge": merge}]
+    model = declare(inference=inference, top=top, state="markov", layers=layers)
+    x = torch.rand(2, 1, 8, 8)
+    assert elbo(*model(x), x).loss.isfinite()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ TINY: dict[str, dict[str, Any]] = {
     "bidirectional_dense": {
         "shape": [1, 4, 3],
         "inference": "bidirectional",
+        "likelihood": {"kind": "categorical", "bits": 2},
         "merge": "residual_normal",
         "top": "constant",
         "layers": [{"dim": 5, "hidden": [16]}, {"dim": 2, "hidden": [12]}],
@@ -74,6 +75,7 @@ TINY: dict[str, dict[str, Any]] = {
         "inference": "ladder",
         "top": "constant",
         "activation": "silu",
+        "likelihood": {"kind": "logistic_mixture", "mixtures": 2},
         "layers": [
             {"channels": 2, "resolution": 6, "width": 4, "merge": "residual_normal"},
             {"channels": 2, "resolution": 3, "width": 6, "blocks": 2, "repeat": 2},
@@ -93,6 +95,7 @@ TINY: dict[str, dict[str, Any]] = {
         "shape": [1, 3, 4, 4],
         "inference": "ladder",
         "state": "skip",
+        "likelihood": {"kind": "logistic", "bits": 5},
         "layers": [
             {"channels": 2, "resolution": [3, 4, 4], "width": 3},
             {"channels": 1, "resolution": [1, 2, 2], "width": 3, "blocks": 0},

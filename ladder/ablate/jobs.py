@@ -44,8 +44,12 @@ def one_by_one(tasks: Sequence[Task], done: Done, quiet: bool) -> None:
     for task in tasks:
         try:
             work(task, _minutes_left(task, begun), quiet)
-        except (UserError, WorkFailed, OSError, RuntimeError) as error:
+        except Stopped:
+            raise
+        except (UserError, WorkFailed) as error:
             done(task, str(error))
+        except Exception as error:  # one cell's failure is not the others'
+            done(task, f"{type(error).__name__}: {error}")
         else:
             done(task, None)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from ladder.ablate.grid import Cell
 from ladder.build import build_model
-from ladder.config import Config, ModelConfig
+from ladder.config import Config, ModelConfig, leaves
 from ladder.data import load
 from ladder.errors import UserError
 from ladder.train.run import RESOLVED, read_config
@@ -60,7 +60,7 @@ def _prepared(
     cell = cell._replace(steps=config.train.total_steps(sizes.train), test=sizes.test)
     try:
         return _built(cell, config)
-    except (UserError, RuntimeError) as error:  # the second is torch's, of shapes that do not fit
+    except Exception as error:  # whatever a system of the user's own does
         return cell._replace(error=f"the model cannot be built: {error}")
 
 
@@ -97,22 +97,11 @@ def check_same(out: Path, cells: Sequence[Cell]) -> None:
     for cell in cells:
         if cell.config is None or not (out / cell.name / RESOLVED).is_file():
             continue
-        theirs = _flat(read_config(out / cell.name).model_dump(mode="json"))
-        ours = _flat(cell.config.model_dump(mode="json"))
+        theirs = leaves(read_config(out / cell.name).model_dump(mode="json"))
+        ours = leaves(cell.config.model_dump(mode="json"))
         for key in sorted((ours.keys() | theirs.keys()) - FREE):
             if ours.get(key) != theirs.get(key):
                 raise UserError(
                     f"{out / cell.name}: was trained with {key} {theirs.get(key)!r}, not "
                     f"{ours.get(key)!r}; give another --out"
                 )
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Leaves by dotted path."""
-    if isinstance(value, dict):
-        parts = [_flat(v, f"{path}.{k}" if path else k) for k, v in value.items()]
-    elif isinstance(value, list):
-        parts = [_flat(v, f"{path}[{i}]") for i, v in enumerate(value)]
-    else:
-        return {path: value}
-    return {key: leaf for part in parts for key, leaf in part.items()}

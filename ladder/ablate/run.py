@@ -19,7 +19,7 @@ from ladder.build import resolve
 from ladder.errors import UserError
 from ladder.files import write_atomic
 from ladder.parse import to_yaml
-from ladder.train.run import check_free
+from ladder.train.run import RESOLVED, check_free
 from ladder.train.stop import Stopped
 
 DECLARED = "ablation.yaml"
@@ -164,10 +164,21 @@ class _Work:
 def _check_folder(out: Path, cells: Sequence[Cell]) -> None:
     if (out / DECLARED).is_file():
         check_same(out, cells)
+        _check_kept(out, cells)
     elif out.is_dir() and any(not p.name.startswith(".") for p in out.iterdir()):
         raise UserError(f"{out}: not empty, and no ablation is there; choose another --out")
     elif not out.is_dir():
         check_free(out)
+
+
+def _check_kept(out: Path, cells: Sequence[Cell]) -> None:
+    """An ablation may grow; one that leaves cells out would lose their rows of the table."""
+    names = {cell.name for cell in cells}
+    left = sorted(p.parent.name for p in out.glob(f"*/{RESOLVED}") if p.parent.name not in names)
+    if left:
+        raise UserError(
+            f"{out}: holds {left[0]}, which is no cell of this ablation; give another --out"
+        )
 
 
 def _file(ablation: Ablation, cells: Sequence[Cell]) -> AblationFile:

@@ -65,7 +65,7 @@ def caption(table: Table) -> str:
         bound = f" IW-{samples}: importance-weighted, K = {samples}, n = {_some(used)}."
     seeds = sorted({seed for row in table.rows for seed in row.seeds})
     over = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "seeds"
-    kinds = {str(r.evaluations[0]["kl"]).replace("_", " ") for r in table.results.values()}
+    kinds = {str(r.evaluations[0]["kl"]) for r in table.results.values()}
     return (
         f"Test split, nats per datum; mean ± sample standard deviation over {over}. "
         f"ELBO: 1 sample, n = {tests}, KL {_some(kinds)}.{bound} Active: units whose posterior "

@@ -18,6 +18,7 @@ from ladder.errors import UserError, suggest
 
 MOST_CHANNELS = 4  # red, green, blue and opacity; what has more has no colours
 
+HELD_OUT = 0  # seed of the draws of held-out data: the same for every run, so that runs compare
 BINARISATION = 1  # tells this noise from that of training steps
 
 NAMES = ("digits", *torchvision_sets.CLASSES)
@@ -65,7 +66,7 @@ def load(config: DataConfig, shape: Sequence[int], seed: int = 0) -> Splits:
     if config.binarize == "static":
         train = _drawn(train, seed, part=0)
     if config.binarize != "none":
-        validation, test = _drawn(validation, seed, part=1), _drawn(test, seed, part=2)
+        validation, test = _drawn(validation, HELD_OUT, 1), _drawn(test, HELD_OUT, 2)
     return Splits(name, train, validation, test)
 
 

@@ -87,9 +87,7 @@ def _measured(
     split = last["val/split"]
     n = len(data.validation if split == "validation" else data.test)
     terms = f"{last['val/nll']:.2f} -log p(x|z) + {last['val/kl']:.2f} KL ({_layers(last)})"
-    # Systems with a choice of estimators have a field `kl`.
-    kind = getattr(config.model, "kl", None)
-    estimator = f"K = 1 draw{'' if kind is None else ', KL ' + str(kind).replace('_', ' ')}"
+    estimator = f"K = 1 draw, KL {last.get('val/estimator', 'of unknown kind')}"
     where = f"{split} split, n = {n:,}, {estimator}, noise seed {SEED}, step {last['step']:,}"
     return {
         "ELBO": f"{last['val/elbo']:.2f} nats per datum ({where})",

@@ -84,8 +84,8 @@ def active_png(records: Sequence[Record]) -> bytes:
             colour = colormaps["viridis"](0.88 * i / max(1, len(names) - 1))
             marker = "o" if len(line.x) <= 40 else ""
             axes.plot(line.x, line.y, marker=marker, ms=3, label=_plain(name), color=colour)
-        axes.set_ylim(bottom=0.0)
         axes.locator_params(axis="y", integer=True)
+    panels[0].set_ylim(bottom=0.0)  # after both panels are drawn: they share the axis
     panels[1].legend(
         frameon=False,
         loc="center left",

@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from ladder.config import leaves
 from ladder.errors import UserError, WorkFailed
 from ladder.files import sync, write_atomic
+from ladder.parse import check
 from ladder.pretrained import (
     CONFIG,
     WEIGHTS,
@@ -85,7 +87,7 @@ def _write(folder: Path, name: str, state: State) -> None:
 
 def _rest(state: State) -> dict[str, Any]:
     # With EMA the safetensors file holds the average; the weights in training are kept here.
-    weights = None if state.average is None else [p.detach() for p in state.parameters]
+    weights = None if state.average is None else [w.detach() for w in state.weights]
     return {
         "step": state.step,
         "optimizer": state.optimizer.state_dict(),
@@ -118,11 +120,14 @@ def restore(path: Path, state: State) -> None:
 def _same_model(path: Path, state: State) -> None:
     """Refuse a model of equal shapes that computes something else."""
     try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))["model"]
+        raw = json.loads(path.read_text(encoding="utf-8"))["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as a model's config: {error}") from None
-    ours = state.model.config.model_dump(mode="json")
-    for field in ("system", "shape", "inference", "scale", "activation", "block", "likelihood"):
+    mine = state.model.config
+    if isinstance(raw, dict) and raw.get("system") == mine.system:
+        raw = check(type(mine), raw, str(path)).model_dump(mode="json")
+    theirs, ours = leaves(raw), leaves(mine.model_dump(mode="json"))
+    for field in [*ours, *theirs]:
         if theirs.get(field) != ours.get(field):
             raise UserError(
                 f"{path}: another model: its {field} is {theirs.get(field)!r}, "
@@ -136,7 +141,7 @@ def _take_up(rest: dict[str, Any], state: State) -> None:
         raise ValueError("train.ema was changed between null and a value")
     if state.average is not None:
         for parameter, mean, weight in zip(
-            state.parameters, state.average, rest["weights"], strict=True
+            state.weights, state.average, rest["weights"], strict=True
         ):
             mean.copy_(parameter)
             parameter.copy_(weight)

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights."""
+"""The exponential moving average of the weights: parameters and running statistics."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ladder.train.state import State
 
 
 @torch.no_grad()
 def update(state: State, decay: float) -> None:
-    """average = decay * average + (1 - decay) * parameters; nothing once a step has failed."""
+    """average = decay * average + (1 - decay) * weights; nothing once a step has failed."""
     if state.average is not None:
         weight = (1.0 - decay) * (1.0 - state.failed)
         # The stub knows numbers only; a tensor keeps the host out of it.
-        torch._foreach_lerp_(state.average, state.parameters, weight)  # type: ignore[call-overload]
+        torch._foreach_lerp_(state.average, state.weights, weight)  # type: ignore[call-overload]
 
 
 @contextmanager
@@ -26,14 +26,14 @@ def averaged(state: State) -> Iterator[None]:
     if state.average is None:
         yield
         return
-    _exchange(state.parameters, state.average)
+    _exchange(state.weights, state.average)
     try:
         yield
     finally:
-        _exchange(state.parameters, state.average)
+        _exchange(state.weights, state.average)
 
 
 @torch.no_grad()
-def _exchange(parameters: list[nn.Parameter], average: list[Tensor]) -> None:
-    for parameter, mean in zip(parameters, average, strict=True):
-        parameter.data, mean.data = mean.data, parameter.data
+def _exchange(weights: list[Tensor], average: list[Tensor]) -> None:
+    for weight, mean in zip(weights, average, strict=True):
+        weight.data, mean.data = mean.data, weight.data

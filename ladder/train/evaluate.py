@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from ladder.data import take
-from ladder.diagnostics import Moments, Units, as_evaluated, merged, observed, units
+from ladder.diagnostics import (
+    Moments,
+    Units,
+    as_evaluated,
+    kl_estimator,
+    merged,
+    observed,
+    units,
+)
+from ladder.latent import Latent
 from ladder.model import HierarchicalVAE
 from ladder.objectives import elbo, iw_elbo
 
@@ -29,6 +38,7 @@ class Evaluation(NamedTuple):
         bpd: Bits per dimension of `iw` if there is one, else of `elbo`. Of a density on [0, 1],
             as with a Gaussian likelihood, add 8 to compare with a code for 8-bit values.
         units: KL and activity of the units of each layer by name, from the same draws.
+        estimator: How the KL was estimated: `closed form`, `sampled`, or both.
     """
 
     elbo: float
@@ -39,6 +49,7 @@ class Evaluation(NamedTuple):
     n: int
     bpd: float
     units: dict[str, Units]
+    estimator: str
 
 
 @torch.inference_mode()
@@ -64,11 +75,13 @@ def evaluate(
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
     moments: dict[str, Moments] = {}
+    estimator = ""
     with as_evaluated(model, seed):
         for index in torch.arange(len(images)).split(batch_size):
             x = take(images, index, device)
-            values, seen = _measure(model, x, samples)
-            moments = merged(moments, seen)
+            values, latents = _measure(model, x, samples)
+            moments = merged(moments, observed(latents))
+            estimator = kl_estimator(latents)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.double().sum()
     means = {name: (total / len(images)).item() for name, total in sums.items()}
@@ -82,16 +95,17 @@ def evaluate(
         n=len(images),
         bpd=-bound / (math.log(2.0) * images[0].numel()),
         units={name: units(m) for name, m in moments.items()},
+        estimator=estimator,
     )
 
 
 def _measure(
     model: HierarchicalVAE, x: Tensor, samples: int
-) -> tuple[dict[str, Tensor], dict[str, Moments]]:
-    """Quantities by name, `[B]`, and what the units did, of one pass."""
+) -> tuple[dict[str, Tensor], dict[str, Latent]]:
+    """Quantities by name, `[B]`, and the latents of one pass."""
     px, latents = model(x)
     terms = elbo(px, latents, x)
     values = {"elbo": terms.elbo, "nll": -terms.log_px, **terms.kl}
     if samples:
         values["iw"] = iw_elbo(model, x, samples)
-    return values, observed(latents)
+    return values, latents

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig
 from ladder.model import HierarchicalVAE
+from ladder.sampling import layer_names
 from ladder.train.multipliers import Multipliers
-from ladder.train.schemes import layer_names, layer_schemes, weights_at
+from ladder.train.schemes import layer_schemes, weights_at
 from ladder.train.step import forward_terms, prepare
 
 

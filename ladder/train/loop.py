@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig
 from ladder.data import Splits, load, permutation, place, take
 from ladder.errors import UserError, WorkFailed
 from ladder.files import write_atomic
+from ladder.model import HierarchicalVAE
 from ladder.pretrained import pointed
 from ladder.train import checkpoint, run
 from ladder.train.doctor import Doctor
@@ -113,6 +114,7 @@ def fit(
     setup = set_up(config, out)
     started = resume and pointed(out / "checkpoints", "last") is not None
     state = new_state(config, setup.device, None if started else _first(setup))
+    _check_last_batch(setup, state.model)
     if resume:
         _resume(setup, state)
     else:
@@ -155,6 +157,16 @@ def _first(setup: Setup) -> Tensor:
     count = min(setup.config.train.batch_size, len(setup.images))
     index = torch.arange(count, device=setup.images.device)
     return take(setup.images, index, setup.device)
+
+
+def _check_last_batch(setup: Setup, model: HierarchicalVAE) -> None:
+    size = setup.config.train.batch_size
+    last = len(setup.images) % size or size
+    if last == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        raise UserError(
+            f"train.batch_size: {size} leaves one of {len(setup.images)} data for the last batch, "
+            "which batch norm cannot normalise; choose another"
+        )
 
 
 def _resume(setup: Setup, state: State) -> None:
@@ -274,6 +286,7 @@ def _record(setup: Setup, state: State, result: Evaluation) -> dict[str, Any]:
         "step": state.step,
         "epoch": state.step / setup.steps_per_epoch,
         "val/split": setup.split,
+        "val/estimator": result.estimator,
         "val/elbo": result.elbo,
         "val/nll": result.nll,
         "val/kl": sum(result.kl.values()),

@@ -67,7 +67,7 @@ def measure(
         **({f"iw{samples}": result.iw} if samples else {}),
         "bpd": result.bpd,
         "estimator": f"importance-weighted, K={samples}" if samples else "ELBO, 1 sample",
-        "kl": getattr(config.model, "kl", "closed_form"),
+        "kl": result.estimator,
         "data": config.data.name,
         "split": split,
         "n": result.n,

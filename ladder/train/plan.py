@@ -14,7 +14,8 @@ from ladder.data import load
 from ladder.errors import UserError
 from ladder.model import HierarchicalVAE
 from ladder.objectives import elbo
-from ladder.train.schemes import layer_names, layer_schemes
+from ladder.sampling import layer_names
+from ladder.train.schemes import layer_schemes
 
 MIB = 2.0**20
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ladder.build import build_model
 from ladder.config import Config, FreeBits, ModelConfig, ObjectiveConfig, Schedule
 from ladder.errors import UserError, suggest
-from ladder.model import HierarchicalVAE
 from ladder.objectives import Balancing
+from ladder.sampling import layer_names
 from ladder.schedules import SCHEDULES
 from ladder.train.multipliers import Multipliers
 
@@ -36,11 +36,6 @@ class Weights(NamedTuple):
 
 
 Schemes = dict[str, Scheme]
-
-
-def layer_names(model: HierarchicalVAE) -> list[str]:
-    """Names of a model's stochastic layers, top first."""
-    return list(model.top_down.layers)
 
 
 def layer_schemes(objective: ObjectiveConfig, names: Sequence[str]) -> Schemes:

@@ -13,10 +13,11 @@ from ladder.data import binarize
 from ladder.errors import UserError
 from ladder.model import HierarchicalVAE
 from ladder.noise import seeded
+from ladder.sampling import layer_names
 from ladder.train.adamax import Adamax
 from ladder.train.meter import Meter
 from ladder.train.multipliers import Multipliers
-from ladder.train.schemes import Schemes, layer_names, layer_schemes, new_multipliers
+from ladder.train.schemes import Schemes, layer_schemes, new_multipliers
 
 
 @dataclass
@@ -27,10 +28,12 @@ class State:
         model: The model being trained.
         parameters: Its parameters; walking the module tree for them costs as much as a layer.
         optimizer: Its optimiser; it asks the host nothing.
-        average: Running average of the parameters, in their order; `None` without EMA.
+        weights: What is averaged: the parameters, then the floating-point buffers that a
+            checkpoint keeps, such as running means of batch norm.
+        average: Running average of the weights, in their order; `None` without EMA.
         step: Optimiser steps done.
         failed: 0-dim float32 on the device; 1 from the first step on that was not finite. Once
-            set, no update changes anything, so the weights stay those that failed.
+            set, no update changes a parameter, so they stay those that failed.
         meter: Sums of the metrics since they were last written.
         schemes: What the objective says about every layer.
         multipliers: Those that hold the KL of layers at their targets; `None` without targets.
@@ -38,6 +41,7 @@ class State:
 
     model: HierarchicalVAE
     parameters: list[nn.Parameter]
+    weights: list[Tensor]
     optimizer: torch.optim.Adam | Adamax
     average: list[Tensor] | None
     step: int
@@ -72,13 +76,29 @@ def new_state(
     schemes = layer_schemes(config.objective, layer_names(model))
     multipliers = new_multipliers(config.objective, schemes, device)
     parameters = list(model.parameters())
-    average = [p.detach().clone() for p in parameters] if config.train.ema else None
+    weights = [*parameters, *_kept_buffers(model)]
+    average = [w.detach().clone() for w in weights] if config.train.ema else None
     failed = torch.zeros((), device=device)
     optimizer = _optimizer(parameters, config.train)
     # The fused kernels leave everything as it is while this is 1, without asking the host.
     optimizer.found_inf = failed  # type: ignore[union-attr]
-    meter = Meter(device)
-    return State(model, parameters, optimizer, average, 0, failed, meter, schemes, multipliers)
+    return State(
+        model=model,
+        parameters=parameters,
+        weights=weights,
+        optimizer=optimizer,
+        average=average,
+        step=0,
+        failed=failed,
+        meter=Meter(device),
+        schemes=schemes,
+        multipliers=multipliers,
+    )
+
+
+def _kept_buffers(model: HierarchicalVAE) -> list[Tensor]:
+    kept = model.state_dict().keys()
+    return [b for name, b in model.named_buffers() if name in kept and b.is_floating_point()]
 
 
 def _initialise(model: HierarchicalVAE, x: Tensor) -> None:

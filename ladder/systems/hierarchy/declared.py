@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from ladder.config import Count, ModelConfig, Settings
 from ladder.likelihoods import Likelihood
@@ -54,10 +54,26 @@ def _kind(layer: Any) -> str:
     return ConvLayer.__name__ if conv else DenseLayer.__name__
 
 
+def _one_kind(layer: Any) -> Any:
+    """Refuse a layer that says both kinds, before either complains of the other's fields."""
+    if isinstance(layer, dict):
+        dense = [f"'{key}'" for key in layer if key in ("dim", "hidden")]
+        conv = [
+            f"'{key}'" for key in layer if key in ("channels", "resolution", "width", "blocks")
+        ]
+        if dense and conv:
+            raise ValueError(
+                f"{dense[0]} is of dense layers and {conv[0]} of convolutional ones; "
+                "give {dim, hidden} or {channels, resolution, width, blocks}"
+            )
+    return layer
+
+
 LayerSpec = Annotated[
     Annotated[DenseLayer, Tag(DenseLayer.__name__)]
     | Annotated[ConvLayer, Tag(ConvLayer.__name__)],
     Discriminator(_kind),
+    BeforeValidator(_one_kind),
 ]
 
 
@@ -70,9 +86,10 @@ class Config(ModelConfig):
     """Where posteriors are drawn: going up; going down, from what the upward pass found; or one
     part of each z going up and the other going down."""
     kl: Literal["sampled", "closed_form"] = "sampled"
-    """KL of what is drawn going up: log q - log p at the draw, whose mean is the ELBO, or the
-    closed form, a looser bound (that of the mean-field posterior). What is drawn going down
-    always has the closed form, which is exact there."""
+    """KL of bottom-up inference: log q - log p at the draw, whose mean is the ELBO, or the closed
+    form, a looser bound (that of the mean-field posterior) where the state is markov, and none
+    elsewhere. In the other kinds of inference what is drawn going down has the closed form, which
+    is exact there, and what is drawn going up log q - log p."""
     merge: Merge | None = None
     """How posteriors drawn going down are made, where a layer does not say; null is
     precision_weighted for dense layers and concat for convolutional ones. The top one, which has
@@ -102,6 +119,12 @@ class Config(ModelConfig):
 
 def complaints(config: Config) -> Iterator[str]:
     """What is impossible about a declaration, a sentence for each, the lowest layer first."""
+    closed = config.inference == "bottom_up" and config.kl == "closed_form"
+    if closed and state_name(config) != "markov":
+        yield (
+            f"kl 'closed_form' is no bound with state '{state_name(config)}', where layers below "
+            "see z beside what was drawn from it; take kl 'sampled' or state 'markov'"
+        )
     for i, layer in enumerate(config.layers):
         below = config.layers[i - 1] if i else None
         if isinstance(layer, ConvLayer):
@@ -126,17 +149,17 @@ def _misplaced(
             f"but data of shape {config.shape} have {len(size)}"
         )
     elif below is None:
-        yield from _too_large(layer, size)
+        yield from _too_large(layer, config.shape)
     else:
         yield from _grows(layer, space(layer, size), space(below, size))
 
 
-def _too_large(layer: ConvLayer, size: list[int]) -> Iterator[str]:
-    for extent, data in zip(space(layer, size), size, strict=True):
+def _too_large(layer: ConvLayer, shape: list[int]) -> Iterator[str]:
+    for extent, data in zip(space(layer, shape[1:]), shape[1:], strict=True):
         if extent >= 2 * data:
             yield (
-                f"resolution {layer.resolution} is at least twice the {data} of the data; "
-                f"give at most {2 * data - 1}"
+                f"resolution {layer.resolution} is at least twice the {data} of the data, whose "
+                f"shape is {[*shape]}; give {data} or less"
             )
             return
 

@@ -82,7 +82,8 @@ def rung(below: Shape, site: Site, config: Config) -> tuple[nn.Module, Shape]:
         return FeatureRung(_up(below, site, config), evidence), h
     drawn = n if config.inference == "bottom_up" else n // 2
     posterior = head(h, drawn, config)
-    draws = DrawnRung(_up(below, site, config), posterior, DRAWS[config.kl])
+    kl = config.kl if config.inference == "bottom_up" else "sampled"
+    draws = DrawnRung(_up(below, site, config), posterior, DRAWS[kl])
     read = (drawn + h[0], *h[1:])
     if config.inference == "bottom_up":
         return draws, read
@@ -114,9 +115,9 @@ def _up(below: Shape, site: Site, config: Config) -> nn.Module:
 
 
 def start(top: Site, config: Config) -> Shape:
-    """Shape of the state above the top layer; `(0,)` if nothing flows from there."""
+    """Shape of the state above the top layer; without channels if nothing flows from there."""
     if config.top != "constant" and state_name(config) == "markov":
-        return (0,)
+        return (0, *top.z[1:])
     if isinstance(top.layer, ConvLayer):
         return (top.layer.width, *top.z[1:])
     return (top.layer.hidden[-1] if top.layer.hidden else top.z[0],)
