@@ -472,7 +472,7 @@ def test_the_average_starts_from_the_initialised_weights(tmp_path: Path) -> None
     plain = new_state(config, setup.device)
     state, again = (new_state(config, setup.device, loop._first(setup)) for _ in range(2))
     assert state.average is not None
-    assert all(torch.equal(a, p) for a, p in zip(state.average, state.parameters, strict=True))
+    assert all(torch.equal(a, p) for a, p in zip(state.average, state.weights, strict=True))
     assert all(map(torch.equal, state.parameters, again.parameters))
     assert not torch.equal(plain.parameters[0], state.parameters[0])
 
