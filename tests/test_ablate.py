@@ -333,6 +333,8 @@ def test_another_configuration_in_the_folder(table: Table) -> None:
         ablate(FILE, table.out, overrides=["train.lr=0.01"], quiet=True)
     with pytest.raises(UserError, match=r"was trained with train\.steps 6, not 8"):
         ablate(FILE, table.out, overrides=["train.steps=8"], quiet=True)
+    with pytest.raises(UserError, match=r"where other keys were varied; give another --out"):
+        ablate(FILE, table.out, vary={"train.lr": [0.001]}, quiet=True)
 
 
 def test_two_at_once_in_a_folder(tmp_path: Path) -> None:

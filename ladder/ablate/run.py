@@ -172,13 +172,15 @@ def _check_folder(out: Path, cells: Sequence[Cell]) -> None:
 
 
 def _check_kept(out: Path, cells: Sequence[Cell]) -> None:
-    """An ablation may grow; one that leaves cells out would lose their rows of the table."""
-    names = {cell.name for cell in cells}
-    left = sorted(p.parent.name for p in out.glob(f"*/{RESOLVED}") if p.parent.name not in names)
-    if left:
-        raise UserError(
-            f"{out}: holds {left[0]}, which is no cell of this ablation; give another --out"
-        )
+    """Refuse a folder where other keys were varied: its rows would vanish from the table."""
+    varied = {_keys(cell.name) for cell in cells}
+    there = (p.parent.name for p in out.glob(f"*/{RESOLVED}"))
+    for name in sorted(name for name in there if _keys(name) not in varied):
+        raise UserError(f"{out}: holds '{name}', where other keys were varied; give another --out")
+
+
+def _keys(name: str) -> tuple[str, ...]:
+    return tuple(part.partition("=")[0] for part in name.split(","))
 
 
 def _file(ablation: Ablation, cells: Sequence[Cell]) -> AblationFile:
