@@ -120,6 +120,11 @@ def fit(
     else:
         run.create(out, config, given)
     progress = Progress(state.step, setup.total, quiet)
+    if state.step == setup.total:
+        progress.note(
+            f"{out}: has done its {setup.total} steps already; to go on, raise train.steps or "
+            "train.epochs"
+        )
     doctor = Doctor(config.objective, setup.total, run.read_metrics(out))
     try:
         with StopWatch(config.train.time_limit) as watch:
