@@ -8,10 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
-
 import ladder
 from ladder.build import resolve
+from ladder.parse import read_yaml
 
 CONFIG = """
 model:
@@ -25,12 +24,12 @@ model:
     - {channels: 2, resolution: 4, width: 24, blocks: 1, repeat: 4}
     - {dim: 8, hidden: [64], repeat: 2}
 objective:
-  kl_annealing: {kind: linear, steps: 150}
+  kl_annealing: {kind: linear, steps: 100}
 data: {name: digits}
-train: {steps: 250, batch_size: 64, lr: 2e-3, grad_clip: 100.0, log_every: 50}
+train: {steps: 150, batch_size: 64, lr: 2e-3, grad_clip: 100.0, log_every: 50}
 """
 
-config = resolve(yaml.safe_load(CONFIG))
+config = resolve(read_yaml(CONFIG, "CONFIG"))
 
 with TemporaryDirectory() as folder:
     summary = ladder.fit(config, Path(folder) / "run")

@@ -45,5 +45,6 @@ print(path)
 
 scores = ladder.level_scores(model, a, seed=0)
 noise = ladder.level_scores(model, torch.rand_like(a), seed=0)
-print("LLR>1, digits:", scores.ratio[1].mean().item(), "noise:", noise.ratio[1].mean().item())
-print("AUROC:", ladder.auroc(scores.ratio[1], noise.ratio[1]))
+print("ELBO of digits:", scores.bound[0].mean().item(), "noise:", noise.bound[0].mean().item())
+print("LLR>1 of digits:", scores.ratio[1].mean().item(), "noise:", noise.ratio[1].mean().item())
+print("AUROC by the ELBO:", ladder.auroc(-scores.bound[0], -noise.bound[0]))

@@ -47,7 +47,7 @@ with TemporaryDirectory() as folder:
                 ],
             },
             "data": {"name": str(path)},
-            "train": {"steps": 300, "batch_size": 64, "lr": 2e-3, "grad_clip": 200.0},
+            "train": {"steps": 200, "batch_size": 64, "lr": 2e-3, "grad_clip": 200.0},
         }
     )
     summary = ladder.fit(config, Path(folder) / "run")
