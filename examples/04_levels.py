@@ -1,4 +1,4 @@
-"""What each level of a trained ladder holds: encode, cool, cut, walk and swap; half a minute.
+"""What each level of a trained hierarchy holds: encode, cool, cut, walk and swap; half a minute.
 
 python examples/04_levels.py [FOLDER]     # writes levels.png there, or here
 """
@@ -16,7 +16,7 @@ from ladder.build import resolve
 from ladder.data import load, take
 from ladder.report.sheet import Row, Sheet, sheet_png
 
-WORDS = ["data=digits", "model.inference=ladder", "model.state=skip", "train.steps=800"]
+WORDS = ["data=digits", "model.kl=sampled", "model.state=skip", "train.steps=1000"]
 config = resolve("mnist_2layer", [*WORDS, "train.log_every=200"])
 
 with TemporaryDirectory() as folder:
