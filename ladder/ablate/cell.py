@@ -166,21 +166,13 @@ def _units(task: Task) -> dict[str, Units] | None:
 def _evaluation(task: Task, samples: int, n: int) -> Record | None:
     """The newest record of this measurement of the last checkpoint."""
     wanted = {"split": "test", "n": n, "seed": SEED, "step": task.cell.steps}
-    for record in reversed(_records(task.run / EVALUATIONS)):
+    records: list[Record] = read_metrics(task.run, EVALUATIONS)
+    for record in reversed(records):
         if all(record.get(key) == value for key, value in wanted.items()) and (
             record.get("estimator", "").endswith(f"K={samples}" if samples else "1 sample")
         ):
             return record
     return None
-
-
-def _records(path: Path) -> list[Record]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if _is_whole(line)]
-
-
-def _is_whole(line: str) -> bool:
-    return line.startswith("{") and line.endswith("}")
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -178,7 +178,7 @@ def append_metrics(run: Path, record: dict[str, Any], name: str = METRICS) -> No
 
 
 def read_metrics(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
-    """Every whole line of metrics.jsonl or units.jsonl."""
+    """Every whole line of metrics.jsonl, or of another record of the run."""
     path = run / name
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if re.fullmatch(r"\{.*\}", line)]
