@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ladder.distributions import ClosedDrawn, Drawn, Normal
 from ladder.merges import BothWays
+from ladder.recompute import Caller
 
 # How the KL of a posterior drawn going up is estimated.
 DRAWS: dict[str, type[Drawn]] = {"sampled": Drawn, "closed_form": ClosedDrawn}
@@ -85,7 +86,7 @@ class BothRung(nn.Module):
         return up, BothWays(self.evidence(up), drawn)
 
 
-class BottomUp(nn.Module):
+class BottomUp(Caller):
     """The upward pass.
 
     Bottom-up inference is q(z_1 | x) prod_l q(z_l | z_{l-1}, h_{l-1}) here already; the other two
@@ -106,5 +107,5 @@ class BottomUp(nn.Module):
         below = self.stem(x)
         evidence: dict[str, Any] = {}
         for name, rung in self.rungs.items():
-            below, evidence[name] = rung(below)
+            below, evidence[name] = self.call(rung, below)
         return evidence

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ladder.latent import Latent
+from ladder.recompute import Caller
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 # One for all priors, or by layer name, where layers that are not named have 1.
@@ -49,7 +50,7 @@ class Constant(nn.Module):
         return self.value.expand(n, *self.value.shape[1:])
 
 
-class TopDown(nn.Module):
+class TopDown(Caller):
     """The generative path and, with evidence, the top-down half of inference.
 
     Args:
@@ -95,7 +96,7 @@ class TopDown(nn.Module):
         latents: dict[str, Latent] = {}
         for name, layer in self.layers.items():
             t = temperature_of(name, temperature)
-            state, latents[name] = layer(state, evidence.get(name), z.get(name), t)
+            state, latents[name] = self.call(layer, state, evidence.get(name), z.get(name), t)
         return self.finish(state), latents
 
 

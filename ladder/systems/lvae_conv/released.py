@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ladder.errors import UserError
+from ladder.released import renamed
 from ladder.systems.lvae_conv.config import Config
 from ladder.systems.lvae_conv.model import build
 from ladder.systems.lvae_conv.parts import spell
@@ -48,19 +48,10 @@ def convert_released(state_dict: Mapping[str, Tensor], config: Config) -> dict[s
             layers; or if no released layout is known for the configuration.
     """
     _check_known(config)
-    theirs = dict(state_dict)
-    if theirs and all(key.startswith("module.") for key in theirs):
-        theirs = {key.removeprefix("module."): tensor for key, tensor in theirs.items()}
     with torch.device("meta"):
         own = build(config).state_dict()
     names = {key: released_name(key, config) for key in own}
-    expected = {names[key]: tensor.shape for key, tensor in own.items()}
-    lines = _difference(expected, {key: tensor.shape for key, tensor in theirs.items()})
-    if lines:
-        raise UserError(
-            "convert_released: the state dict is not of this configuration:\n" + "\n".join(lines)
-        )
-    return {key: theirs[name] for key, name in names.items()}
+    return renamed(state_dict, own, names, layer=r"\w+_layers\.\d+")
 
 
 def _check_known(config: Config) -> None:
@@ -94,31 +85,3 @@ def _inner(rest: str, part: str, config: Config) -> str:
         rest = re.sub(r"^\.(\d+)", lambda m: f".{int(m[1]) + 1}", rest)
     rest = re.sub(r"\.f\.(\w+)", lambda m: f".block.{places[m[1]]}", rest)
     return rest.replace(".resample.", ".pre_conv.").replace(".block.block.", ".res.block.")
-
-
-def _difference(
-    expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], most: int = 8
-) -> list[str]:
-    """A line for each of their layers that differs; none if names and shapes agree."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for key in sorted({*expected, *found}):
-        match = re.match(r"(\w+_layers\.\d+|\w+)\.?(.*)", key)
-        layer, rest = (match[1], match[2]) if match else (key, "")
-        if key not in found:
-            groups[layer].append(f"{rest} missing")
-        elif key not in expected:
-            groups[layer].append(f"{rest} unexpected")
-        elif expected[key] != found[key]:
-            groups[layer].append(f"{rest} {_size(found[key])}, not {_size(expected[key])}")
-    lines = [f"  {layer}: {_few(items)}" for layer, items in groups.items()]
-    more = [f"  and {len(lines) - most} more layers"] if len(lines) > most else []
-    return lines[:most] + more
-
-
-def _size(shape: torch.Size) -> str:
-    return "x".join(map(str, shape)) or "scalar"
-
-
-def _few(items: list[str], most: int = 3) -> str:
-    more = f", and {len(items) - most} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + more

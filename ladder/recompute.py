@@ -1,0 +1,64 @@
+"""Memory for time: forget what is inside a layer, and compute it again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+class Caller(nn.Module):
+    """A module that calls layers one after another, and can have them computed twice.
+
+    Attributes:
+        recompute: Whether only the inputs of a layer are kept for the backward pass. Noise is
+            drawn the same again, so gradients are the same.
+    """
+
+    recompute = False
+
+    def call(self, layer: nn.Module, *inputs: Any) -> Any:
+        """Return `layer(*inputs)`."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return layer(*inputs)
+        norms = [m for m in layer.modules() if isinstance(m, _BatchNorm)]
+        # Given only where needed: torch.compile follows a checkpoint without contexts.
+        contexts = {"context_fn": partial(_contexts, norms)} if norms else {}
+        return checkpoint(layer, *inputs, use_reentrant=False, **contexts)
+
+
+def set_recompute(model: nn.Module, on: bool = True) -> None:
+    """Choose whether a model keeps only the inputs of its layers for the backward pass.
+
+    Args:
+        model: A model; changed in place.
+        on: Whether layers are computed again.
+    """
+    for module in model.modules():
+        if isinstance(module, Caller):
+            module.recompute = on
+
+
+def _contexts(
+    norms: list[_BatchNorm],
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _uncounted(norms)
+
+
+@contextmanager
+def _uncounted(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Running statistics have seen the batch already."""
+    before = [norm.track_running_stats for norm in norms]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm, tracks in zip(norms, before, strict=True):
+            norm.track_running_stats = tracks

@@ -1,0 +1,67 @@
+"""Checkpoints of the released code, under our names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ladder.released import renamed
+from ladder.systems.vdvae.config import Config
+from ladder.systems.vdvae.model import build
+
+# The released code's parameters, which its optimiser counts, come in this order.
+ORDER = (
+    "bottom_up.",
+    "top_down.finish.",
+    "top_down.layers.",
+    "top_down.start.",
+    "likelihood.",
+)
+
+
+def convert_released(state_dict: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Rename the tensors of a released checkpoint; values are not touched.
+
+    Args:
+        state_dict: The released model's `state_dict()` (`model.th`, also with `module.` before
+            every key, or `model-ema.th`).
+        config: The model section of the same model.
+
+    Returns:
+        The state dict for `build_model(config=config)`: each of its keys, from each of theirs.
+
+    Raises:
+        UserError: If keys are missing, left over or of another shape, a line for each of their
+            layers.
+    """
+    with torch.device("meta"):
+        own = build(config).state_dict()
+    names = {key: released_name(key, config) for key in own}
+    return renamed(state_dict, own, names, layer=r"\w+\.\w+_blocks\.\d+|\w+\.\w+")
+
+
+def released_name(own: str, config: Config) -> str:
+    """Their name for one of our keys."""
+    part, _, rest = own.partition(".")
+    if part == "bottom_up":
+        rest = rest.replace("stem", "in_conv").replace("blocks", "enc_blocks")
+        return f"encoder.{rest.replace('.block.', '.')}"
+    if part == "likelihood":
+        return f"decoder.out_net.out_{rest}"
+    if layer := re.match(r"layers\.z(\d+)\.(.*)", rest):
+        inner = layer[2].replace("posterior", "enc")
+        return f"decoder.dec_blocks.{config.layers - int(layer[1])}.{inner}"
+    if learned := re.match(r"start\.maps\.(\d+)", rest):
+        resolutions = sorted(s.resolution for s in config.scales if s.layers)
+        return f"decoder.bias_xs.{resolutions.index(int(learned[1]))}"
+    return f"decoder.{rest.removeprefix('finish.')}"
+
+
+def released_order(config: Config) -> list[str]:
+    """Our names in the order of the released code's parameters, which its optimiser counts."""
+    with torch.device("meta"):
+        own = [name for name, _ in build(config).named_parameters()]
+    return sorted(own, key=lambda name: next(i for i, p in enumerate(ORDER) if name.startswith(p)))
