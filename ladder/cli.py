@@ -315,6 +315,26 @@ def _presets(args: Arguments) -> int:
     return 0 if lines else _fail(f"no preset matches '{args.pattern}'", 2)
 
 
+def _describe_import(parser: _Parser) -> None:
+    parser.add_argument("system", help="such as vdvae")
+    parser.add_argument("file", type=Path, help="the released weights")
+    parser.add_argument("--preset", required=True, help="name of a preset, or a YAML file")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--optimizer", type=Path, metavar="FILE", help="to go on with training")
+    parser.add_argument("--ema", type=Path, metavar="FILE", help="average, with --optimizer")
+    _overrides(parser)
+
+
+def _import(args: Arguments) -> int:
+    """Turn a released checkpoint into a folder for from_pretrained, or a run to resume."""
+    from ladder.train.importing import Files, import_released
+
+    files = Files(args.file, args.ema, args.optimizer)
+    out = import_released(args.system, files, args.preset, args.out, args.overrides)
+    print(json.dumps({"folder": str(out)}) if args.json else out)
+    return 0
+
+
 def _plan(args: Arguments) -> int:
     """Say what would run: parameters, latents, memory, steps. Nothing is trained."""
     from ladder.build import resolve
@@ -366,6 +386,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int], Callable[[_Parser], None], st
     "sample": (_sample, _describe_sample, "draw from a trained model"),
     "report": (_report, _describe_report, "pictures and page of a run"),
     "plan": (_plan, _target, "what would run, without running it"),
+    "import": (_import, _describe_import, "take over a released checkpoint"),
     "presets": (_presets, _describe_presets, "list the published models"),
     "schema": (_schema, _describe_schema, "JSON Schema of configuration files"),
 }

@@ -150,6 +150,9 @@ class ObjectiveConfig(Settings):
     act on the KL that it weighs.
     """
 
+    per: Literal["datum", "dimension"] = "datum"
+    """What gradients are of: the loss in nats per datum, or over the numbers in a datum, as some
+    published thresholds for gradient norms mean it. Everything reported stays per datum."""
     beta: NonNegative = 1.0
     """Weight of all KL terms, times the annealing."""
     kl_annealing: Schedule = ConstantSchedule()
@@ -185,10 +188,10 @@ class DataConfig(Settings):
     """Which data, and how they are prepared. `data: NAME` is short for `data: {name: NAME}`."""
 
     name: Annotated[str, Field(min_length=1)]
-    """`digits` (bundled), `mnist`, `fashion_mnist`, `kmnist`, a folder of images, or a .npy or
-    .npz file."""
+    """`digits` (bundled), `mnist`, `fashion_mnist`, `kmnist`, `cifar10`, `imagenet32`,
+    `imagenet64`, a folder of images, or a .npy or .npz file."""
     root: str | None = None
-    """Folder of downloaded sets; null takes $LADDER_DATA, then the user's cache folder."""
+    """Folder of sets with a name; null takes $LADDER_DATA, then the user's cache folder."""
     binarize: Literal["none", "static", "dynamic"] = "none"
     """Grey values as they are, drawn once, or drawn again for every training batch."""
     resize: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
@@ -196,9 +199,15 @@ class DataConfig(Settings):
     which are always brought to the model's."""
     channels: Literal[1, 3] | None = None
     """Read images as grey (1) or colour (3); null takes what they have."""
+    shuffle: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Seed of NumPy's `RandomState(seed).permutation` of the training data, applied before
+    anything is held out (the last tenth for testing, where a source has no test data of its own,
+    and `validation`); null keeps their order."""
     validation: Annotated[int, Field(ge=0)] = 0
-    """Data held out from the end of the training set to choose `best`; 0 evaluates on the test
-    split and chooses nothing."""
+    """Data held out from the training set to choose `best`; 0 evaluates on the test split and
+    chooses nothing."""
+    hold_out: Literal["last", "first"] = "last"
+    """From which end of the training data `validation` is taken."""
 
 
 class TrainConfig(Settings):
@@ -219,6 +228,8 @@ class TrainConfig(Settings):
     """Learning rate."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises linearly to `lr`."""
+    warmup_from_zero: bool = False
+    """Whether the rate of the first step is 0, as where a schedule moves after the step."""
     betas: Annotated[
         list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
     ] = [0.9, 0.999]
@@ -232,6 +243,12 @@ class TrainConfig(Settings):
     grad_clip_value: Positive | None = None
     """Largest absolute value of an element of the gradient, after `grad_clip`; null does not
     clip."""
+    skip_norm: Positive | None = None
+    """Steps whose gradient norm before clipping is this or more are left out, and so are those
+    that are not finite; null leaves none out."""
+    skip_relative: Annotated[float, Field(gt=1)] | None = None
+    """The same for norms of more than so many times their running mean, which follows them, so
+    that no level of the norm can stop training for ever; 10 catches spikes."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the average of the weights used to evaluate and sample; null keeps none."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -240,6 +257,12 @@ class TrainConfig(Settings):
     """`auto` takes a GPU if there is one; or `cpu`, `cuda`, `cuda:1`, ..."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the networks; distributions and losses are float32 either way."""
+    recompute: bool = False
+    """Whether only the inputs of layers are kept for the backward pass, and what is inside them
+    is computed again: the same gradients, less memory, about a third more time."""
+    channels_last: bool | None = None
+    """Whether the channels of images lie next to each other in memory; null does so on a GPU in
+    bfloat16, and not on a CPU, where it was slower."""
     log_every: Count = 50
     """Steps between two lines of metrics.jsonl."""
     evaluate_every: Count | None = None

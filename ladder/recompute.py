@@ -29,7 +29,7 @@ class Caller(nn.Module):
             return layer(*inputs)
         norms = [m for m in layer.modules() if isinstance(m, _BatchNorm)]
         # Given only where needed: torch.compile follows a checkpoint without contexts.
-        contexts = {"context_fn": partial(_contexts, norms)} if norms else {}
+        contexts: dict[str, Any] = {"context_fn": partial(_contexts, norms)} if norms else {}
         return checkpoint(layer, *inputs, use_reentrant=False, **contexts)
 
 
@@ -53,12 +53,13 @@ def _contexts(
 
 @contextmanager
 def _uncounted(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Running statistics have seen the batch already."""
-    before = [norm.track_running_stats for norm in norms]
+    """Running statistics have seen the batch already: let copies see it again."""
+    before = [dict(norm._buffers) for norm in norms]
     try:
         for norm in norms:
-            norm.track_running_stats = False
+            for name, buffer in norm._buffers.items():
+                norm._buffers[name] = None if buffer is None else buffer.clone()
         yield
     finally:
-        for norm, tracks in zip(norms, before, strict=True):
-            norm.track_running_stats = tracks
+        for norm, buffers in zip(norms, before, strict=True):
+            norm._buffers.update(buffers)

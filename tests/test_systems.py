@@ -106,7 +106,15 @@ NAMES = [*TINY, *list_presets()]
 every_model = pytest.mark.parametrize("name", NAMES)
 
 
-# Published models at their depth and with all their parts, but narrow.
+def scales(*sizes: int) -> list[dict[str, int]]:
+    """A small plan of a very deep VAE: two layers below, one at the top, wider going up."""
+    return [
+        {"resolution": size, "layers": 2 - i // 2, "encoder_blocks": 2, "width": 8 + 4 * i}
+        for i, size in enumerate(sizes)
+    ]
+
+
+# Published models with all their parts, but narrow.
 NARROW: dict[str, dict[str, Any]] = {
     "lvae_conv_mnist": {"filters": 8, "layers": [{"channels": 4, "downsample": 1, "repeat": 3}]},
     **{
@@ -116,6 +124,17 @@ NARROW: dict[str, dict[str, Any]] = {
             ("lvae_mnist_unshared", 5),
             ("lvae_mnist_3layer", 3),
             ("vae_mnist_3layer", 3),
+        ]
+    },
+    **{
+        name: {"shape": [3, sizes[0], sizes[0]], "width": 8, "zdim": 2}
+        | {"scales": scales(*sizes)}
+        for name, sizes in [
+            ("vdvae_cifar10", [8, 4, 1]),
+            ("vdvae_imagenet32", [4, 2, 1]),
+            ("vdvae_imagenet64", [8, 4]),
+            ("vdvae_ffhq256", [6, 3, 1]),
+            ("vdvae_ffhq1024", [12, 4]),
         ]
     },
 }
@@ -158,6 +177,9 @@ def assert_same(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
 @every_model
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     model = make(name).eval()  # in training a bias before batch norm gets rounding only
+    with torch.no_grad():  # weights that are zero at first hide what is behind them
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
     x = data(model)
     elbo(*model(x), x).loss.backward()
     for path, parameter in model.named_parameters():

@@ -94,6 +94,7 @@ def _rest(state: State) -> dict[str, Any]:
         "weights": weights,
         "meter": state.meter.state_dict(),
         "multipliers": state.multipliers and state.multipliers.state_dict(),
+        "skipping": state.skipping.state_dict(),
     }
 
 
@@ -152,7 +153,10 @@ def _take_up(rest: dict[str, Any], state: State) -> None:
     state.meter.load_state_dict(rest["meter"])
     if state.multipliers is not None and rest["multipliers"] is not None:
         state.multipliers.load_state_dict(rest["multipliers"])
+    if rest["skipping"] is not None:
+        state.skipping.load_state_dict(rest["skipping"])
     state.step = rest["step"]
+    state.healthy.fill_(state.step)
 
 
 def _read_rest(path: Path) -> dict[str, Any]:
@@ -163,7 +167,8 @@ def _read_rest(path: Path) -> dict[str, Any]:
     try:
         rest = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         needed = {key: rest[key] for key in ("step", "optimizer", "weights", "meter")}
-        return {**needed, "multipliers": rest.get("multipliers")}  # older ones have none
+        # Older ones have none of these.
+        return {**needed, **{key: rest.get(key) for key in ("multipliers", "skipping")}}
     except (
         OSError,
         RuntimeError,

@@ -13,9 +13,9 @@ from ladder.train.state import State
 
 @torch.no_grad()
 def update(state: State, decay: float) -> None:
-    """average = decay * average + (1 - decay) * weights; nothing once a step has failed."""
+    """average = decay * average + (1 - decay) * weights, unless the step was left out."""
     if state.average is not None:
-        weight = (1.0 - decay) * (1.0 - state.failed)
+        weight = (1.0 - decay) * (1.0 - state.omitted)
         # The stub knows numbers only; a tensor keeps the host out of it.
         torch._foreach_lerp_(state.average, state.weights, weight)  # type: ignore[call-overload]
 

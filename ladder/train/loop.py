@@ -233,6 +233,8 @@ def _log(setup: Setup, state: State, doctor: Doctor, progress: Progress, seconds
         "train/lr": lr_at(setup.config.train, step - 1),
         "train/images_per_s": state.meter.data / max(seconds, 1e-9),
     }
+    if state.skipping.on:
+        record["train/skipped"] = state.skipping.skipped.item()
     run.append_metrics(setup.out, record)
     doctor.note(record)
     if step % setup.config.train.log_every == 0 or step == setup.total:
@@ -251,8 +253,7 @@ def _kl_weights(setup: Setup, state: State, step: int) -> dict[str, float]:
 def _check(setup: Setup, state: State) -> None:
     if state.failed.item() == 0:
         return
-    # Updates stopped at the failed step, so the optimiser has counted only those before it.
-    step = int(next(iter(state.optimizer.state.values()))["step"].item())
+    step = int(state.healthy.item())
     x = next(batches(setup, step))
     offender = first_offender(state.model, x, step, setup.config, state.multipliers)
     last = pointed(setup.out / "checkpoints", "last")

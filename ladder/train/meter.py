@@ -20,34 +20,49 @@ class Meter:
         self.names: list[str] = []
         self.sums: Tensor | None = None
         self.data = 0
+        self.counted = torch.zeros((), dtype=torch.float64, device=device)
 
-    def add(self, values: dict[str, Tensor], data: int) -> None:
-        """Add one step's metrics, each a 0-dim mean over `data` data; nothing is read back."""
+    def add(self, values: dict[str, Tensor], data: int, counted: Tensor | None = None) -> None:
+        """Add one step's metrics, unless `counted` is false; nothing is read back.
+
+        Args:
+            values: Means over the data of the step, 0-dim.
+            data: Number of those data.
+            counted: Whether the values enter the means, 0-dim; `None` if they do.
+        """
         stacked = torch.stack([v.detach().double() for v in values.values()]) * data
         if self.sums is None:
             self.names, self.sums = list(values), torch.zeros_like(stacked)
-        self.sums += stacked
+        if counted is None:
+            counted = torch.ones_like(self.counted, dtype=torch.bool)
+        self.sums += torch.where(counted, stacked, 0.0)
+        self.counted += counted * data
         self.data += data
 
     def read(self) -> dict[str, float]:
         """Means over all data since `clear`; this is where the host waits for the device."""
         if self.sums is None or self.data == 0:
             return {}
-        return dict(zip(self.names, (self.sums / self.data).tolist(), strict=True))
+        return dict(zip(self.names, (self.sums / self.counted).tolist(), strict=True))
 
     def clear(self) -> None:
         """Begin again."""
         self.data = 0
+        self.counted = torch.zeros_like(self.counted)
         if self.sums is not None:
             self.sums = torch.zeros_like(self.sums)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
         sums = None if self.sums is None else self.sums.cpu()
-        return {"names": self.names, "sums": sums, "data": self.data}
+        counted = self.counted.cpu()
+        return {"names": self.names, "sums": sums, "data": self.data, "counted": counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what a checkpoint holds."""
         self.names, self.data = list(state["names"]), state["data"]
         sums = state["sums"]
         self.sums = None if sums is None else sums.to(self.device)
+        # Checkpoints from before steps could be left out counted all data.
+        counted = state.get("counted", torch.tensor(float(self.data)))
+        self.counted = counted.to(self.counted)

@@ -13,11 +13,13 @@ from ladder.data import binarize
 from ladder.errors import UserError
 from ladder.model import HierarchicalVAE
 from ladder.noise import seeded
+from ladder.recompute import set_recompute
 from ladder.sampling import layer_names
 from ladder.train.adamax import Adamax
 from ladder.train.meter import Meter
 from ladder.train.multipliers import Multipliers
 from ladder.train.schemes import Schemes, layer_schemes, new_multipliers
+from ladder.train.skipping import Skipping
 
 
 @dataclass
@@ -32,8 +34,11 @@ class State:
             checkpoint keeps, such as running means of batch norm.
         average: Running average of the weights, in their order; `None` without EMA.
         step: Optimiser steps done.
-        failed: 0-dim float32 on the device; 1 from the first step on that was not finite. Once
+        failed: 0-dim float32 on the device; 1 from the step on at which training failed. Once
             set, no update changes a parameter, so they stay those that failed.
+        omitted: 0-dim float32 on the device; 1 where the last step changed nothing.
+        healthy: 0-dim float64 on the device; number of steps before training failed.
+        skipping: Decides which steps are left out.
         meter: Sums of the metrics since they were last written.
         schemes: What the objective says about every layer.
         multipliers: Those that hold the KL of layers at their targets; `None` without targets.
@@ -46,6 +51,9 @@ class State:
     average: list[Tensor] | None
     step: int
     failed: Tensor
+    omitted: Tensor
+    healthy: Tensor
+    skipping: Skipping
     meter: Meter
     schemes: Schemes
     multipliers: Multipliers | None
@@ -71,6 +79,7 @@ def new_state(
     """
     with seeded(config.train.seed):
         model = build_model(config=config).to(device)
+        _arrange(model, config, device)
         if first is not None:
             _initialise(model, binarize(first) if config.data.binarize == "dynamic" else first)
     schemes = layer_schemes(config.objective, layer_names(model))
@@ -78,10 +87,10 @@ def new_state(
     parameters = list(model.parameters())
     weights = [*parameters, *_kept_buffers(model)]
     average = [w.detach().clone() for w in weights] if config.train.ema else None
-    failed = torch.zeros((), device=device)
+    omitted = torch.zeros((), device=device)
     optimizer = _optimizer(parameters, config.train)
     # The fused kernels leave everything as it is while this is 1, without asking the host.
-    optimizer.found_inf = failed  # type: ignore[union-attr]
+    optimizer.found_inf = omitted  # type: ignore[union-attr]
     return State(
         model=model,
         parameters=parameters,
@@ -89,11 +98,31 @@ def new_state(
         optimizer=optimizer,
         average=average,
         step=0,
-        failed=failed,
+        failed=torch.zeros_like(omitted),
+        omitted=omitted,
+        healthy=torch.zeros((), device=device, dtype=torch.float64),
+        skipping=Skipping(config.train, device),
         meter=Meter(device),
         schemes=schemes,
         multipliers=multipliers,
     )
+
+
+def _arrange(model: HierarchicalVAE, config: Config[ModelConfig], device: torch.device) -> None:
+    """How the model lies in memory and what it keeps there; neither changes what it computes."""
+    set_recompute(model, config.train.recompute)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=memory_format(config, device))
+
+
+def memory_format(config: Config[ModelConfig], device: torch.device) -> torch.memory_format:
+    """Order in which batches, and weights of convolutions, lie in memory."""
+    wish = config.train.channels_last
+    if wish is None:
+        wish = device.type == "cuda" and config.train.precision == "bfloat16"
+    images = len(config.model.shape) == 3
+    return torch.channels_last if wish and images else torch.preserve_format
 
 
 def _kept_buffers(model: HierarchicalVAE) -> list[Tensor]:

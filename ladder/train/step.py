@@ -12,12 +12,15 @@ from ladder.noise import reseed
 from ladder.objectives import Terms, elbo
 from ladder.train import ema
 from ladder.train.schemes import Weights, annealings_at, weights_at
-from ladder.train.state import State
+from ladder.train.state import State, memory_format
 
 
 def lr_at(train: TrainConfig, step: int) -> float:
     """Learning rate of a step: a linear rise over the warm-up, then flat."""
-    return train.lr * min(1.0, (step + 1) / (train.warmup_steps + 1))
+    if step >= train.warmup_steps:
+        return train.lr
+    before = 0 if train.warmup_from_zero else 1
+    return train.lr * (step + before) / (train.warmup_steps + before)
 
 
 def forward_terms(
@@ -33,7 +36,8 @@ def forward_terms(
 def prepare(x: Tensor, step: int, config: Config[ModelConfig]) -> Tensor:
     """Begin a step: seed its noise, and binarise the batch if it is to be drawn anew."""
     reseed(config.train.seed, step)
-    return binarize(x) if config.data.binarize == "dynamic" else x
+    x = binarize(x) if config.data.binarize == "dynamic" else x
+    return x.to(memory_format=memory_format(config, x.device))
 
 
 def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
@@ -48,22 +52,31 @@ def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
     weights = weights_at(config.objective, state.schemes, state.multipliers, state.step)
     terms = forward_terms(state.model, x, weights, config)
     state.optimizer.zero_grad()
-    terms.loss.backward()
+    (terms.loss / x[0].numel() if config.objective.per == "dimension" else terms.loss).backward()
     norm = gradient_norm(state.parameters, config.train.grad_clip)
     if config.train.grad_clip_value is not None:
         nn.utils.clip_grad_value_(state.parameters, config.train.grad_clip_value)
-    with torch.no_grad():
-        fine = terms.loss.isfinite() & norm.isfinite()
-        state.failed.copy_(torch.maximum(state.failed, 1.0 - fine.float()))
+    finite = terms.loss.isfinite() & norm.isfinite()
+    judge(state, norm, finite)
     state.optimizer.param_groups[0]["lr"] = lr_at(config.train, state.step)
     state.optimizer.step()
     if config.train.ema is not None:
         ema.update(state, config.train.ema)
     if state.multipliers is not None:
         annealing = annealings_at(state.schemes, state.step)
-        state.multipliers.update(terms.kl, annealing, state.failed)
-    state.meter.add({**metrics(terms), "train/grad_norm": norm}, x.shape[0])
+        state.multipliers.update(terms.kl, annealing, state.omitted)
+    counted = finite if state.skipping.on else None
+    state.meter.add({**metrics(terms), "train/grad_norm": norm}, x.shape[0], counted)
     state.step += 1
+
+
+@torch.no_grad()
+def judge(state: State, norm: Tensor, finite: Tensor) -> None:
+    """Decide on the device whether this step, or from now on every step, changes nothing."""
+    skip, failed = state.skipping.decide(norm, finite)
+    state.failed.copy_(torch.maximum(state.failed, failed.float()))
+    state.omitted.copy_(torch.maximum(state.failed, skip.float()))
+    state.healthy.add_(1.0 - state.failed)
 
 
 def gradient_norm(parameters: list[nn.Parameter], clip: float | None) -> Tensor:

@@ -26,4 +26,5 @@ Differences from the released code:
 
 from ladder.systems.vdvae.config import Config as Config
 from ladder.systems.vdvae.model import build as build
+from ladder.systems.vdvae.released import convert_optimizer as convert_optimizer
 from ladder.systems.vdvae.released import convert_released as convert_released

@@ -51,6 +51,7 @@ class Bottleneck(nn.Module):
 def conv(channels: int, out: int, kernel: int) -> nn.Conv2d:
     """A convolution that keeps the resolution, with a bias of zero at first."""
     module = nn.Conv2d(channels, out, kernel, padding=kernel // 2)
+    assert module.bias is not None
     nn.init.zeros_(module.bias)
     return module
 
@@ -181,10 +182,8 @@ class Start(nn.Module):
     def forward(self, n: int) -> Maps:
         """Return the maps for `n` data."""
         zero = self.empty.new_zeros(1, 1, 1, 1)
-        return {
-            r: (self.maps[str(r)] if str(r) in self.maps else zero).expand(n, width, r, r)
-            for r, width in self.widths.items()
-        }
+        maps = [(r, width, self.maps.get(str(r), zero)) for r, width in self.widths.items()]
+        return {r: first.expand(n, width, r, r) for r, width, first in maps}
 
 
 class Finish(nn.Module):

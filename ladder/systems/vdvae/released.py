@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ladder.released import renamed
+from ladder.errors import UserError
+from ladder.released import difference, renamed
 from ladder.systems.vdvae.config import Config
 from ladder.systems.vdvae.model import build
 
@@ -20,6 +22,8 @@ ORDER = (
     "top_down.start.",
     "likelihood.",
 )
+
+LAYER = r"\w+\.\w+_blocks\.\d+|\w+\.\w+"
 
 
 def convert_released(state_dict: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
@@ -40,7 +44,7 @@ def convert_released(state_dict: Mapping[str, Tensor], config: Config) -> dict[s
     with torch.device("meta"):
         own = build(config).state_dict()
     names = {key: released_name(key, config) for key in own}
-    return renamed(state_dict, own, names, layer=r"\w+\.\w+_blocks\.\d+|\w+\.\w+")
+    return renamed(state_dict, own, names, LAYER)
 
 
 def released_name(own: str, config: Config) -> str:
@@ -58,6 +62,48 @@ def released_name(own: str, config: Config) -> str:
         resolutions = sorted(s.resolution for s in config.scales if s.layers)
         return f"decoder.bias_xs.{resolutions.index(int(learned[1]))}"
     return f"decoder.{rest.removeprefix('finish.')}"
+
+
+def convert_optimizer(state: Any, config: Config) -> dict[str, dict[str, Tensor]]:
+    """Take over the moments of a released optimiser (`opt.th`, apex's FusedAdam).
+
+    Args:
+        state: Its `state_dict()`: moments by the number of a parameter, and one group that counts
+            the steps of all of them.
+        config: The model section of the same model.
+
+    Returns:
+        By our name of a parameter: `step`, `exp_avg` and `exp_avg_sq`, as torch's AdamW has them.
+
+    Raises:
+        UserError: If it is no such state, or that of another model.
+    """
+    try:
+        (group,) = state["param_groups"]
+        step, moments = float(group["step"]), [state["state"][i] for i in group["params"]]
+        pairs = [(m["exp_avg"], m["exp_avg_sq"]) for m in moments]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"convert_optimizer: not the state of the released optimiser ({error!r})"
+        ) from None
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in build(config).named_parameters()}
+    names = released_order(config)
+    if len(pairs) != len(names):
+        raise UserError(
+            f"convert_optimizer: the state is of {len(pairs)} parameters, but this configuration "
+            f"has {len(names)}"
+        )
+    expected = {released_name(name, config): shapes[name] for name in names}
+    found = {name: mean.shape for name, (mean, _) in zip(expected, pairs, strict=True)}
+    if lines := difference(expected, found, LAYER):
+        raise UserError(
+            "convert_optimizer: the state is not of this configuration:\n" + "\n".join(lines)
+        )
+    return {
+        name: {"step": torch.tensor(step), "exp_avg": mean, "exp_avg_sq": square}
+        for name, (mean, square) in zip(names, pairs, strict=True)
+    }
 
 
 def released_order(config: Config) -> list[str]:

@@ -1,0 +1,175 @@
+"""Released checkpoints as models one loads, or as runs one goes on with."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ladder.build import build_model, list_systems, load_system, resolve
+from ladder.config import Config, ModelConfig
+from ladder.errors import UserError
+from ladder.noise import seeded
+from ladder.pretrained import load_weights, save_pretrained
+from ladder.train import checkpoint, run
+from ladder.train.state import State, new_state
+
+
+class Files(NamedTuple):
+    """What was released.
+
+    Attributes:
+        model: Weights, or their average.
+        ema: Average of the weights, beside the weights themselves; `None` without.
+        optimizer: State of the optimiser that trained the weights; `None` without.
+    """
+
+    model: Path
+    ema: Path | None = None
+    optimizer: Path | None = None
+
+
+def import_released(
+    system: str, files: Files, preset: str, out: Path, overrides: Sequence[str] = ()
+) -> Path:
+    """Bring a released checkpoint into a folder of ours.
+
+    Args:
+        system: Name of the system; its module has `convert_released`.
+        files: The released files. With an optimiser the folder is a run, which training goes on
+            with; without one it is what `save_pretrained` writes. `from_pretrained` takes both.
+        preset: Name of the preset, or a YAML file, that has the configuration.
+        out: The folder; new or empty.
+        overrides: Words `key=value` laid over the preset.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: If a file cannot be read safely, or is of another configuration; nothing is
+            written then.
+    """
+    module = _converter(system)
+    config = resolve(preset, overrides)
+    if config.model.system != system:
+        raise UserError(
+            f"ladder import: '{preset}' is a model of system '{config.model.system}', not "
+            f"'{system}'"
+        )
+    if files.ema is not None and files.optimizer is None:
+        raise UserError(
+            "ladder import: --ema goes with --optimizer, to go on with training; "
+            f"to use the average, give {files.ema} as the file"
+        )
+    run.check_free(out)
+    weights = _weights(module, files.model, config)
+    if files.optimizer is not None:
+        return _as_run(module, files, config, weights, out, f"preset: {preset}\n")
+    with seeded(0):  # initial weights are overwritten: leave the caller's generator alone
+        model = build_model(config=config)
+    load_weights(model, weights, str(files.model))
+    return save_pretrained(model, out)
+
+
+def _converter(system: str) -> ModuleType:
+    module = load_system(system)
+    if not hasattr(module, "convert_released"):
+        able = [s for s in list_systems() if hasattr(load_system(s), "convert_released")]
+        raise UserError(
+            f"ladder import: nothing was released for system '{system}'; "
+            f"choose from {', '.join(able)}"
+        )
+    return module
+
+
+def _weights(module: ModuleType, path: Path, config: Config[ModelConfig]) -> dict[str, Tensor]:
+    content = read_torch(path)
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise UserError(f"{path}: holds no state dict, which has a tensor for each name")
+    try:
+        weights: dict[str, Tensor] = module.convert_released(content, config.model)
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix('convert_released: ')}") from None
+    return weights
+
+
+def _as_run(
+    module: ModuleType,
+    files: Files,
+    config: Config[ModelConfig],
+    weights: dict[str, Tensor],
+    out: Path,
+    given: str,
+) -> Path:
+    if not hasattr(module, "convert_optimizer"):
+        raise UserError(
+            f"ladder import: the optimiser of system '{config.model.system}' is not known; "
+            "leave --optimizer out"
+        )
+    state = new_state(config, torch.device("cpu"))
+    load_weights(state.model, weights, str(files.model))
+    if state.average is not None:
+        average = weights if files.ema is None else _weights(module, files.ema, config)
+        _set_average(state, average)
+    assert files.optimizer is not None
+    moments = _moments(module, files.optimizer, config, state)
+    options = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": moments, "param_groups": options})
+    state.step = int(moments[0]["step"])
+    run.create(out, config, given)
+    checkpoint.save(out / "checkpoints", state, config.train.keep)
+    return out
+
+
+@torch.no_grad()
+def _set_average(state: State, average: Mapping[str, Tensor]) -> None:
+    named = {**dict(state.model.named_parameters()), **dict(state.model.named_buffers())}
+    by_id = {id(tensor): name for name, tensor in named.items()}
+    assert state.average is not None
+    for weight, mean in zip(state.weights, state.average, strict=True):
+        mean.copy_(average[by_id[id(weight)]])
+
+
+def _moments(
+    module: ModuleType, path: Path, config: Config[ModelConfig], state: State
+) -> dict[int, dict[str, Tensor]]:
+    """State of our optimiser by the number of a parameter."""
+    try:
+        by_name = module.convert_optimizer(read_torch(path), config.model)
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix('convert_optimizer: ')}") from None
+    names = [name for name, _ in state.model.named_parameters()]
+    return {i: by_name[name] for i, name in enumerate(names)}
+
+
+def read_torch(path: Path) -> Any:
+    """Read a file of `torch.save`, tensors and plain values only: nothing in it is executed.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content, on the CPU.
+
+    Raises:
+        UserError: If it cannot be read, or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: not a file of tensors and plain values; anything else in a pickle could run "
+            "code, so it is not read: give the released file itself"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: truncated, or not a file of torch.save ({reason})") from None
