@@ -26,7 +26,7 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor
 
-from ladder.data import take
+from ladder.data import Data, take
 from ladder.distributions import ClosedDrawn, Drawn, Joined, Normal, Sampled
 from ladder.errors import UserError
 from ladder.latent import Latent
@@ -95,7 +95,7 @@ class Moments(NamedTuple):
 
 def unit_profile(
     model: HierarchicalVAE,
-    images: Tensor,
+    images: Data,
     batch_size: int = 128,
     draws: int = 1,
     seed: int | None = 0,
@@ -142,7 +142,7 @@ def kl_profile(
 
 def active_units(
     model: HierarchicalVAE,
-    images: Tensor,
+    images: Data,
     batch_size: int = 128,
     draws: int = 1,
     seed: int | None = 0,

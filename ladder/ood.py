@@ -23,7 +23,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ladder.data import take
+from ladder.data import Data, take
 from ladder.diagnostics import as_evaluated
 from ladder.errors import UserError
 from ladder.latent import Latent
@@ -85,7 +85,7 @@ def level_bounds(
 
 def level_scores(
     model: HierarchicalVAE,
-    images: Tensor,
+    images: Data,
     batch_size: int = 128,
     samples: int = 0,
     seed: int | None = 0,

@@ -1,12 +1,16 @@
-"""MNIST and its like, and a torchvision that is broken."""
+"""MNIST and its like, CIFAR-10, and a torchvision that is broken."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -130,6 +134,112 @@ def test_a_damaged_archive_is_not_used(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'mnist' is neither complete in"):
         load(DataConfig(name="mnist", root=str(tmp_path / "data")), SHAPE)
     assert len(list(raw.iterdir())) == 4
+
+
+# CIFAR-10
+
+
+def cifar_archive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray]:
+    """An archive like the published one, with 4 images in a file; its images as [N, C, H, W].
+
+    The sums that torchvision checks are those of the published files; here they are of these.
+    """
+    datasets = pytest.importorskip("torchvision.datasets")
+    images = np.random.default_rng(0).integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    files = {"batches.meta": pickle.dumps({"label_names": ["cat", "dog"]}, 2)}
+    for name, part in zip(names, np.split(images, 6), strict=True):
+        content = {"data": part.reshape(4, 3072), "labels": [0, 1, 1, 0], "filenames": ["x"] * 4}
+        files[name] = pickle.dumps(content, 2)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    packed = hashlib.md5((folder / "cifar-10-python.tar.gz").read_bytes()).hexdigest()
+    for field, value in {
+        "tgz_md5": packed,
+        "train_list": [[name, sums[name]] for name in names[:5]],
+        "test_list": [["test_batch", sums["test_batch"]]],
+        "meta": {**datasets.CIFAR10.meta, "md5": sums["batches.meta"]},
+    }.items():
+        monkeypatch.setattr(datasets.CIFAR10, field, value)
+    return images[:20], images[20:]
+
+
+def read_cifar(root: Path, **settings: Any) -> Splits:
+    return load(DataConfig(name="cifar10", root=str(root), **settings), [3, 32, 32])
+
+
+def test_cifar10_is_what_its_archive_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    train, test = cifar_archive(root, monkeypatch)
+    for _ in range(2):  # unpacked, then found
+        splits = read_cifar(root)
+        assert splits.name == "cifar10"
+        assert np.array_equal(splits.train.numpy(), train)
+        assert np.array_equal(splits.test.numpy(), test)
+        assert splits.train.is_contiguous()
+        (root / "cifar-10-python.tar.gz").unlink(missing_ok=True)
+    assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
+    assert len(list((root / "cifar-10-batches-py").iterdir())) == 7  # and no scratch folder
+    assert not (tmp_path / "cache").exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_cifar10_in_a_read_only_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    train, _ = cifar_archive(root, monkeypatch)
+    root.chmod(0o555)
+    try:
+        assert np.array_equal(read_cifar(root).train.numpy(), train)
+        assert [path.name for path in root.iterdir()] == ["cifar-10-python.tar.gz"]
+    finally:
+        root.chmod(0o755)
+    kept = tmp_path / "cache" / "ladder" / "cifar-10-batches-py"
+    assert len(list(kept.iterdir())) == 7
+    assert np.array_equal(read_cifar(tmp_path / "elsewhere").train.numpy(), train)
+
+
+@pytest.mark.parametrize("damaged", ["data_batch_3", "batches.meta"])
+def test_a_file_of_cifar10_that_is_damaged_is_unpacked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damaged: str
+) -> None:
+    train, _ = cifar_archive(tmp_path, monkeypatch)
+    read_cifar(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / damaged).write_bytes(b"damaged")
+    assert np.array_equal(read_cifar(tmp_path).train.numpy(), train)
+
+
+def test_cifar10_that_is_nowhere(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision.datasets")
+    root = tmp_path / "data"
+    root.mkdir()
+    part = np.zeros((4, 32, 32, 3), np.uint8)
+    np.savez(root / "cifar10_subset.npz", train=part, test=part)  # is not taken for the set
+    with pytest.raises(UserError) as caught:
+        read_cifar(root)
+    sentence = str(caught.value)
+    assert f"'cifar10' is neither complete in {root / 'cifar-10-batches-py'} nor" in sentence
+    assert "no network here" in sentence
+    assert f"put cifar-10-python.tar.gz into {root}, " in sentence
+    assert "a .npz file with the arrays 'train' and 'test'" in sentence
+    assert "\n" not in sentence
+    assert [path.name for path in root.iterdir()] == ["cifar10_subset.npz"]
+
+
+def test_a_damaged_archive_of_cifar10_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cifar_archive(tmp_path, monkeypatch)
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="'cifar10' is neither complete in"):
+        read_cifar(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
 
 
 def run(code: str, *path: Path) -> subprocess.CompletedProcess[str]:

@@ -18,9 +18,9 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # Lower rooms first; a module imports only from its own rank or from below.
 RANKS: list[set[str]] = [
-    {"errors", "files", "noise"},
+    {"errors", "files", "noise", "recompute"},
     {"config", "schedules", "distributions"},
-    {"parse", "presets", "data", "latent"},
+    {"parse", "presets", "data", "latent", "released"},
     {"model"},
     {"layers", "merges", "priors", "inference", "nets", "flows", "likelihoods", "logistics"},
     {"systems"},

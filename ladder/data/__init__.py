@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ladder.data.batches import binarize, permutation, place, take
+from ladder.data.rows import Data, Rows
 from ladder.data.sets import Splits, load
 
-__all__ = ["Splits", "binarize", "load", "permutation", "place", "take"]
+__all__ = ["Data", "Rows", "Splits", "binarize", "load", "permutation", "place", "take"]

@@ -1,21 +1,23 @@
-"""A folder of images as one tensor."""
+"""A folder of images: as one tensor, or read as needed where that would not fit."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ladder.data.holdout import training_rows
+from ladder.data import memory
+from ladder.data.holdout import check_enough
 from ladder.data.images import resize
 from ladder.data.quote import quoted
+from ladder.data.rows import Data, Rows
 from ladder.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,21 +27,26 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 GREY_MODES = ("1", "L", "LA")
 TEST_FOLDERS = ("test", "val", "valid")
 
+Decoder = Callable[[Path], Tensor]
+
 
 def load(
     folder: Path, channels: int | None = None, size: tuple[int, int] | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Data, Data | None]:
     """Read all images below a folder, in the order of their paths.
 
+    Images that would take more than half of the available memory are left in their files, and
+    every batch is decoded when it is gathered; then only the first file is read here.
+
     Args:
-        folder: With `train` and one of `test`, `val`, `valid` in it; without them, the last
-            tenth of all files (at least one) is for testing.
+        folder: With `train` and one of `test`, `val`, `valid` in it; without them, all files
+            are one part.
         channels: 1 reads grey, 3 reads colour, None takes what the first file has; opacity is
             dropped, and 16 bits become 8.
         size: Height and width every image is brought to; None asks for images of one size.
 
     Returns:
-        Training and test images, each uint8 [N, C, H, W].
+        Training and test images, each uint8 [N, C, H, W]; None if the folder has no test part.
 
     Raises:
         UserError: If there are too few images, one cannot be read, or they do not fit together.
@@ -48,16 +55,20 @@ def load(
     read = partial(_read, channels=channels, size=size)
     first = train[0]
     like = read(first)
-    return _stack(train, read, first, like), _stack(test, read, first, like)
+    kept = [_rows(paths, read, first, like) for paths in (train, test) if paths]
+    parts: list[Data] = [*kept]
+    if memory.fits(sum(part.nbytes for part in kept)):
+        parts = [part.read(torch.arange(len(part))) for part in kept]
+    return parts[0], parts[1] if test else None
 
 
 def _parts(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files for training and for testing, at least one each."""
+    """The files for training, at least one; and for testing, none if the folder has no parts."""
     held_out = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
     if held_out is None or not (folder / "train").is_dir():
         paths = _images(folder)
-        n = training_rows(len(paths), f"data: the folder {folder} with its {_suffixes()} images")
-        return paths[:n], paths[n:]
+        check_enough(len(paths), f"data: the folder {folder} with its {_suffixes()} images")
+        return paths, []
     train, test = _images(folder / "train"), _images(held_out)
     for part, paths in ((folder / "train", train), (held_out, test)):
         if not paths:
@@ -105,14 +116,19 @@ def _pixels(image: Image, channels: int | None) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _stack(paths: list[Path], read: Any, first: Path, like: Tensor) -> Tensor:
-    images = like.new_empty((len(paths), *like.shape))
-    with ThreadPoolExecutor() as pool:
-        decoded: Iterable[Tensor] = pool.map(read, paths)
-        for target, path, image in zip(images, paths, decoded, strict=True):
-            _check_alike(path, image, first, like)
-            target.copy_(image)
-    return images
+def _rows(paths: list[Path], read: Decoder, first: Path, like: Tensor) -> Rows:
+    """The files as rows; a batch is decoded by several threads at once."""
+
+    def gather(index: Tensor) -> Tensor:
+        chosen = [paths[i] for i in index.tolist()]
+        images = like.new_empty((len(chosen), *like.shape))
+        with ThreadPoolExecutor() as pool:
+            for target, path, image in zip(images, chosen, pool.map(read, chosen), strict=True):
+                _check_alike(path, image, first, like)
+                target.copy_(image)
+        return images
+
+    return Rows(gather, torch.arange(len(paths)), like.shape)
 
 
 def _check_alike(path: Path, image: Tensor, first: Path, like: Tensor) -> None:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ladder.config import DataConfig
-from ladder.data import arrays, digits, folders, torchvision_sets
+from ladder.data import arrays, digits, folders, imagenet, memory, torchvision_sets
 from ladder.data.batches import binarize, take
+from ladder.data.holdout import hold_out, shuffled, with_test
 from ladder.data.images import CHUNK, resize, with_channels
+from ladder.data.rows import Data, Rows
 from ladder.errors import UserError, suggest
 
 MOST_CHANNELS = 4  # red, green, blue and opacity; what has more has no colours
@@ -21,28 +23,31 @@ MOST_CHANNELS = 4  # red, green, blue and opacity; what has more has no colours
 HELD_OUT = 0  # seed of the draws of held-out data: the same for every run, so that runs compare
 BINARISATION = 1  # tells this noise from that of training steps
 
-NAMES = ("digits", *torchvision_sets.CLASSES)
+NAMES = ("digits", *torchvision_sets.CLASSES, *imagenet.SIDES)
 
 
 class Splits(NamedTuple):
     """A set in three parts; all have the same shape and dtype.
 
     Values are uint8, or float32 in [0, 1] where the source held floats; `batches.take` gives
-    floats in [0, 1] for both.
+    floats in [0, 1] for both. What is too large for the memory is `Rows`, read as it is taken.
     """
 
     name: str
     """The name of the set, folder or file."""
-    train: Tensor
+    train: Data
     """What is trained on, [N, *shape]."""
-    validation: Tensor
-    """Held out from the end of the training data, [N, *shape]; N may be 0."""
-    test: Tensor
+    validation: Data
+    """Held out from one end of the training data, [N, *shape]; N may be 0."""
+    test: Data
     """[N, *shape]."""
 
 
 def load(config: DataConfig, shape: Sequence[int], seed: int = 0) -> Splits:
     """Find a set and prepare it for a model.
+
+    In this order: the shuffle, the test data of a source that names none, the validation data,
+    the binarisation. So which data a part holds does not depend on the seed of a run.
 
     Binarisation `static` draws every part once; `dynamic` draws validation and test once, so
     that evaluations agree, and leaves the training data grey for a draw in every batch.
@@ -60,9 +65,12 @@ def load(config: DataConfig, shape: Sequence[int], seed: int = 0) -> Splits:
     """
     name = config.name if config.name in NAMES else Path(config.name).name
     size = _size(config, shape)
-    train, test = (_shaped(part, config.channels, size) for part in _read(config, shape, size))
+    train, test = _read(config, shape, size)
+    if config.shuffle is not None:
+        train = shuffled(train, config.shuffle)
+    train, test = (_shaped(p, config.channels, size) for p in with_test(train, test))
     _check(name, train, test, shape)
-    train, validation = _hold_out(train, config.validation)
+    train, validation = hold_out(train, config.validation, config.hold_out)
     if config.binarize == "static":
         train = _drawn(train, seed, part=0)
     if config.binarize != "none":
@@ -72,11 +80,14 @@ def load(config: DataConfig, shape: Sequence[int], seed: int = 0) -> Splits:
 
 def _read(
     config: DataConfig, shape: Sequence[int], size: tuple[int, int] | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Data, Data | None]:
+    """Training and test data; None where the source does not name those."""
     if config.name == "digits":
         return digits.load()
     if config.name in torchvision_sets.CLASSES:
         return torchvision_sets.load(config.name, config.root)
+    if config.name in imagenet.SIDES:
+        return imagenet.load(config.name, config.root)
     path = Path(config.name).expanduser()
     if path.is_dir():
         return folders.load(path, config.channels, size)
@@ -98,7 +109,7 @@ def _size(config: DataConfig, shape: Sequence[int]) -> tuple[int, int] | None:
     return (shape[1], shape[2]) if config.name == "digits" and len(shape) == 3 else None
 
 
-def _shaped(images: Tensor, channels: int | None, size: tuple[int, int] | None) -> Tensor:
+def _shaped(images: Data, channels: int | None, size: tuple[int, int] | None) -> Data:
     if images.ndim != 4:
         if channels is not None or size is not None:
             raise UserError(
@@ -106,12 +117,18 @@ def _shaped(images: Tensor, channels: int | None, size: tuple[int, int] | None) 
                 f"{_list(images.shape[1:])} are not images; leave it out"
             )
         return images
+    if isinstance(images, Rows):
+        return images.map(lambda batch: _resized(batch, channels, size))
+    return _resized(images, channels, size)
+
+
+def _resized(images: Tensor, channels: int | None, size: tuple[int, int] | None) -> Tensor:
     if channels is not None and images.shape[1] <= MOST_CHANNELS:
         images = with_channels(images, channels)
     return images if size is None else resize(images, size)
 
 
-def _check(name: str, train: Tensor, test: Tensor, shape: Sequence[int]) -> None:
+def _check(name: str, train: Data, test: Data, shape: Sequence[int]) -> None:
     for part, images in (("train", train), ("test", test)):
         if images.numel() == 0:
             raise UserError(f"data: the {part} part of '{name}' is empty; put data there")
@@ -142,21 +159,18 @@ def _list(shape: Sequence[int]) -> str:
     return f"[{','.join(map(str, shape))}]"
 
 
-def _hold_out(train: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    if count >= len(train):
-        raise UserError(
-            f"data.validation: {count} of {len(train)} training data cannot be held out; "
-            f"give at most {len(train) - 1}"
-        )
-    return train[: len(train) - count], train[len(train) - count :]
-
-
-def _drawn(images: Tensor, seed: int, part: int) -> Tensor:
+def _drawn(images: Data, seed: int, part: int) -> Tensor:
     """Binarise once: 0 and the largest value, in the dtype of the images."""
+    if isinstance(images, Rows) and not memory.fits(images.nbytes):
+        raise UserError(
+            f"data.binarize: {len(images)} data of shape {_list(images.shape[1:])} are too many "
+            "for the memory, so they are read batch by batch and cannot be drawn once; "
+            "give data.binarize=none, or fewer or smaller data"
+        )
     state = np.random.SeedSequence([seed, part, BINARISATION]).generate_state(1)
     generator = torch.Generator().manual_seed(int(state[0]))
     one = 255 if images.dtype == torch.uint8 else 1
-    drawn = torch.empty_like(images)
+    drawn = torch.empty(images.shape, dtype=images.dtype)
     for rows in torch.arange(len(images)).split(CHUNK):
         zeros_and_ones = binarize(take(images, rows, torch.device("cpu")), generator)
         drawn[rows] = zeros_and_ones.mul_(one).to(images.dtype)

@@ -1,4 +1,4 @@
-"""MNIST and the sets that share its files, through torchvision.
+"""MNIST, the sets that share its files, and CIFAR-10, through torchvision.
 
 torchvision downloads and unpacks in place, so that a second process may read half a file. Here
 that happens in a scratch folder, and finished files are moved to where torchvision expects them.
@@ -9,20 +9,74 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from http.client import HTTPException
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from ladder.data.places import cache, home
 from ladder.data.quote import quoted
 from ladder.errors import UserError
 
-CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+
+class Layout(NamedTuple):
+    """Where torchvision looks for a set.
+
+    Attributes:
+        kept: Folder of the files it reads.
+        files: Their names.
+        packed: Folder of the archives they come from.
+        archives: Names of those.
+    """
+
+    kept: Path
+    files: Sequence[str]
+    packed: Path
+    archives: Sequence[str]
+
+
+class Family(NamedTuple):
+    """Sets alike: where one lies below a root, and its images as [N, C, H, W]."""
+
+    layout: Callable[[Any, Path], Layout]
+    images: Callable[[Any], Tensor]
+
+
+def _idx(kind: Any, root: Path) -> Layout:
+    raw = root / str(kind.__name__) / "raw"
+    archives = [name for name, _ in kind.resources]
+    return Layout(raw, [Path(name).stem for name in archives], raw, archives)
+
+
+def _batches(kind: Any, root: Path) -> Layout:
+    files = [name for name, _ in kind.train_list + kind.test_list] + [kind.meta["filename"]]
+    return Layout(root / str(kind.base_folder), files, root, [str(kind.filename)])
+
+
+def _grey(data: Tensor) -> Tensor:
+    return data.unsqueeze(1)
+
+
+def _colour(data: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(data.transpose(0, 3, 1, 2)))
+
+
+MNIST_LIKE = Family(_idx, _grey)
+CIFAR_LIKE = Family(_batches, _colour)
+
+CLASSES = {
+    "mnist": ("MNIST", MNIST_LIKE),
+    "fashion_mnist": ("FashionMNIST", MNIST_LIKE),
+    "kmnist": ("KMNIST", MNIST_LIKE),
+    "cifar10": ("CIFAR10", CIFAR_LIKE),
+}
 
 # Seconds without an answer after which a server counts as out of reach.
 PATIENCE = 10.0
@@ -31,27 +85,45 @@ PATIENCE = 10.0
 FAILURES = (RuntimeError, OSError, EOFError, ValueError, AssertionError, HTTPException)
 
 
+class Set(NamedTuple):
+    """A class of torchvision's, and how its files lie."""
+
+    name: str
+    kind: Any
+    family: Family
+
+    def layout(self, root: Path) -> Layout:
+        """Where the set lies below a root."""
+        return self.family.layout(self.kind, root)
+
+    def parts(self, root: Path) -> tuple[Tensor, Tensor]:
+        """Training and test images of files that are there."""
+        train, test = (self.family.images(self.kind(root, train=p).data) for p in (True, False))
+        return train, test
+
+
 def load(name: str, root: str | None) -> tuple[Tensor, Tensor]:
     """Read a set, unpacking or downloading it if need be.
 
     Args:
         name: One of `CLASSES`.
-        root: Folder that holds, or will hold, `MNIST/raw` and its like; None takes $LADDER_DATA,
-            then the user's cache folder. A read-only folder is read, and what has to be written
-            goes into the cache folder.
+        root: Folder that holds, or will hold, `MNIST/raw` and its like, `cifar-10-batches-py`, or
+            the archives of those; None takes $LADDER_DATA, then the user's cache folder. A
+            read-only folder is read, and what has to be written goes into the cache folder.
 
     Returns:
-        Training and test images, each uint8 [N, 1, 28, 28].
+        Training and test images, each uint8: [N, 1, 28, 28], or [N, 3, 32, 32] of CIFAR-10.
 
     Raises:
         UserError: If the files are neither there nor to be had, or torchvision cannot be imported.
     """
-    kind = getattr(_datasets(), CLASSES[name])
-    folder = Path(root or os.environ.get("LADDER_DATA") or _cache()).expanduser()
+    title, family = CLASSES[name]
+    wanted = Set(name, getattr(_datasets(), title), family)
+    folder = home(root)
     try:
-        return _found(kind, folder) or _unpacked(kind, folder)
+        return _found(wanted, folder) or _unpacked(wanted, folder)
     except FAILURES as error:
-        raise UserError(_missing(name, kind, folder, error)) from error
+        raise UserError(_missing(wanted, folder, error)) from error
 
 
 def _datasets() -> Any:
@@ -67,35 +139,19 @@ def _datasets() -> Any:
     return datasets
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ladder"
-
-
-def _archives(kind: Any) -> list[str]:
-    return [name for name, _ in kind.resources]
-
-
-def _raw(kind: Any, folder: Path) -> Path:
-    return folder / str(kind.__name__) / "raw"
-
-
-def _parts(kind: Any, place: Path) -> tuple[Tensor, Tensor]:
-    train, test = (kind(place, train=part).data.unsqueeze(1) for part in (True, False))
-    return train, test
-
-
-def _found(kind: Any, folder: Path) -> tuple[Tensor, Tensor] | None:
+def _found(wanted: Set, folder: Path) -> tuple[Tensor, Tensor] | None:
     """What was unpacked before; None if it is nowhere, or cut off."""
-    for place in (folder, _cache()):
+    for place in (folder, cache()):
         with suppress(*FAILURES):
-            return _parts(kind, place)
+            return wanted.parts(place)
     return None
 
 
-def _unpacked(kind: Any, folder: Path) -> tuple[Tensor, Tensor]:
-    place = folder if _writable(_raw(kind, folder)) else _cache()
-    _unpack(kind, _raw(kind, folder), place)
-    return _parts(kind, place)
+def _unpacked(wanted: Set, folder: Path) -> tuple[Tensor, Tensor]:
+    there = wanted.layout(folder)
+    place = folder if _writable(there.kept) else cache()
+    _unpack(wanted, there.packed, place)
+    return wanted.parts(place)
 
 
 def _writable(folder: Path) -> bool:
@@ -106,20 +162,20 @@ def _writable(folder: Path) -> bool:
     return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
 
 
-def _unpack(kind: Any, archives: Path, place: Path) -> None:
-    """Unpack what lies in `archives`, download the rest, and move all of it into `place`."""
-    raw = _raw(kind, place)
-    with _made(raw), TemporaryDirectory(dir=raw, prefix=".unpacking-") as scratch:
-        workshop = _raw(kind, Path(scratch))
-        workshop.mkdir(parents=True)
-        for name in _archives(kind):
-            if (archives / name).is_file():
-                shutil.copyfile(archives / name, workshop / name)
+def _unpack(wanted: Set, packed: Path, place: Path) -> None:
+    """Unpack the archives in `packed`, download the rest, and move all of it into `place`."""
+    kept = wanted.layout(place).kept
+    with _made(kept), TemporaryDirectory(dir=kept, prefix=".unpacking-") as scratch:
+        workshop = wanted.layout(Path(scratch))
+        workshop.packed.mkdir(parents=True, exist_ok=True)
+        for name in workshop.archives:
+            if (packed / name).is_file():
+                shutil.copyfile(packed / name, workshop.packed / name)
         with _quiet():
-            kind(scratch, download=True)
-        for name in _archives(kind):
+            wanted.kind(scratch, download=True)
+        for name in workshop.files:
             # Atomic: whoever unpacks at the same time puts the same bytes there.
-            os.replace(workshop / Path(name).stem, raw / Path(name).stem)
+            os.replace(workshop.kept / name, kept / name)
 
 
 @contextmanager
@@ -148,10 +204,12 @@ def _quiet() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _missing(name: str, kind: Any, folder: Path, error: BaseException) -> str:
+def _missing(wanted: Set, folder: Path, error: BaseException) -> str:
     reason = str(error).replace("Error downloading", "could not download")
+    there = wanted.layout(folder)
     return (
-        f"data: '{name}' is neither complete in {_raw(kind, folder)} nor could it be downloaded "
-        f"({' '.join(reason.split())}); put {', '.join(_archives(kind))} there, "
+        f"data: '{wanted.name}' is neither complete in {there.kept} nor could it be downloaded "
+        f"({' '.join(reason.split())}); put {', '.join(there.archives)} into {there.packed}, give "
+        "data.name a .npz file with the arrays 'train' and 'test', "
         "or use data=digits, which works now without a download"
     )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ladder.data import take
+from ladder.data import Data, take
 from ladder.diagnostics import (
     Moments,
     Units,
@@ -55,7 +55,7 @@ class Evaluation(NamedTuple):
 @torch.inference_mode()
 def evaluate(
     model: HierarchicalVAE,
-    images: Tensor,
+    images: Data,
     batch_size: int = 128,
     samples: int = 0,
     seed: int = SEED,

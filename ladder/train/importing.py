@@ -162,14 +162,16 @@ def read_torch(path: Path) -> Any:
         UserError: If it cannot be read, or holds anything else.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        path.open("rb").close()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: not a file of tensors and plain values; anything else in a pickle could run "
             "code, so it is not read: give the released file itself"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: truncated, or not a file of torch.save ({reason})") from None

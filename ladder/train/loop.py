@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig
-from ladder.data import Splits, load, permutation, place, take
+from ladder.data import Data, Splits, load, permutation, place, take
 from ladder.errors import UserError, WorkFailed
 from ladder.files import write_atomic
 from ladder.model import HierarchicalVAE
@@ -64,8 +64,8 @@ class Setup(NamedTuple):
 
     config: Config[ModelConfig]
     out: Path
-    images: Tensor
-    held_out: Tensor
+    images: Data
+    held_out: Data
     split: str
     device: torch.device
     total: int

@@ -1,0 +1,37 @@
+"""How large a set may be before it stays in its files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+INFO = Path("/proc/meminfo")
+LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+
+
+def available() -> int:
+    """Bytes of memory that a program may take now, as far as the system tells."""
+    return min(_machine(), _container())
+
+
+def fits(size: int) -> bool:
+    """Whether so many bytes are at most half of the available memory; the rest is for the work."""
+    return size <= available() // 2
+
+
+def _machine() -> int:
+    with suppress(OSError, ValueError, IndexError, StopIteration):
+        lines = INFO.read_text(encoding="ascii").splitlines()
+        # Free memory alone would not do: files that were read once fill it, and give way.
+        return 1024 * int(next(line.split()[1] for line in lines if "MemAvailable" in line))
+    with suppress(AttributeError, OSError, ValueError):  # not on every system
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return sys.maxsize
+
+
+def _container() -> int:
+    with suppress(OSError, ValueError):  # no file outside, the word `max` without a limit
+        return int(LIMIT.read_text(encoding="ascii"))
+    return sys.maxsize
