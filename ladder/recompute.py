@@ -45,6 +45,14 @@ def set_recompute(model: nn.Module, on: bool = True) -> None:
             module.recompute = on
 
 
+def called(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model that are computed again, if any are."""
+    callers = [m for m in model.modules() if isinstance(m, Caller) and m.recompute]
+    lists = [part for caller in callers for part in caller.children()]
+    found = [p for p in lists if isinstance(p, nn.ModuleDict | nn.ModuleList)]
+    return [layer for layers in found for layer in layers.children()]
+
+
 def _contexts(
     norms: list[_BatchNorm],
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ladder.build import build_model
+from ladder.build import build_model, resolve
 from ladder.objectives import elbo
 from ladder.recompute import set_recompute
+from ladder.train.plan import plan
 
 CONV = {"channels": 2, "resolution": 4, "width": 4, "repeat": 3}
 MODELS: dict[str, dict[str, Any]] = {
@@ -87,3 +88,11 @@ def test_without_gradients_nothing_changes() -> None:
             torch.manual_seed(1)
             found.append(model(x)[0].mean)
     assert torch.equal(*found)
+
+
+def test_a_plan_counts_what_is_kept() -> None:
+    memory = {}
+    for on in ("false", "true"):
+        config = resolve("vdvae_cifar10", [f"train.recompute={on}", "data=digits"])
+        memory[on] = plan(config)["memory_mib"]["activations"]
+    assert 0 < memory["true"] < memory["false"] / 5

@@ -41,6 +41,7 @@ PICTURES = [
     "kl.png",
     "units.png",
     "active_units.png",
+    "samples.png",
     "generation.png",
     "temperatures.png",
     "vary_top.png",
@@ -303,6 +304,13 @@ def test_cooling_is_by_the_levels_named(model: HierarchicalVAE) -> None:
             expected = sample(model, pictures.COOLED, dict.fromkeys(levels, t), seed=3)
             assert torch.equal(cell, expected.mean)
     assert list(sheet.heads.values()) == ["0.4", "0.6", "0.8", "1"]
+
+
+def test_samples_are_shown_at_the_published_temperatures(model: HierarchicalVAE) -> None:
+    sheet = pictures.samples(model, seed=3)
+    assert [row.label for row in sheet.rows] == ["t = 1", "t = 0.9", "t = 0.8", "t = 0.7"]
+    for row, t in zip(sheet.rows, (1.0, 0.9, 0.8, 0.7), strict=True):
+        assert torch.equal(row.images, sample(model, pictures.COLUMNS, t, seed=3).mean)
 
 
 def test_walks_go_from_one_image_to_the_other(model: HierarchicalVAE) -> None:

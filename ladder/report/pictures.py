@@ -31,6 +31,7 @@ COLUMNS = 10
 DRAWS = 3  # rows of new draws below the top alone
 TEMPERATURES = (0.4, 0.6, 0.8, 1.0)
 COOLED = 3  # draws at each temperature
+PUBLISHED = (1.0, 0.9, 0.8, 0.7)  # temperatures at which papers show their samples
 NEIGHBOURS = 5  # of each of them
 SEARCHED = 128  # test images among which neighbours are looked for, in models that are not deep
 WORK = 1600  # images times layers that may be encoded for it
@@ -64,6 +65,20 @@ def generation(model: HierarchicalVAE, seed: int) -> Sheet:
     rows.append(Row("as drawn", decode(model, drawn).mean))
     path = " → ".join([*(names if len(names) <= 4 else [names[0], "…", names[-1]]), "x"])
     return Sheet(f"Generation, {path}: a draw per column, its lower levels replaced", rows)
+
+
+def samples(model: HierarchicalVAE, seed: int) -> Sheet:
+    """Draw from the prior at the temperatures that papers show, with the same noise each time.
+
+    Args:
+        model: The model, in evaluation mode.
+        seed: Seed of all draws.
+
+    Returns:
+        A row for each temperature.
+    """
+    rows = [Row(f"t = {t:g}", sample(model, COLUMNS, t, seed).mean) for t in PUBLISHED]
+    return Sheet("Samples, every prior at temperature t; the same noise in a column", rows)
 
 
 def temperatures(model: HierarchicalVAE, seed: int) -> Sheet:
@@ -153,6 +168,7 @@ def reconstructions(model: HierarchicalVAE, test: Tensor, seed: int) -> Sheet:
     rows = [Row("original", x), Row(_span(names), decode(model, latents).mean)]
     for k in reversed(cuts(len(names))):
         label = f"{_span(names[:k])} alone" if k == 1 else _span(names[:k])
+        label = f"{label} ({k} of {len(names)})" if len(names) > MOST else label
         kept = top_latents(latents, k)
         rows.append(Row(label, decode(model, kept, rest="mean", seed=seed).mean))
     return Sheet("Reconstructions of test images, by levels kept", rows)

@@ -26,6 +26,8 @@ from ladder.train.run import METRICS, UNITS, read_config, read_metrics
 
 SAMPLES, PAGE = "samples", "report.html"
 CAPTIONS = {
+    "samples": "Draws from the prior, the standard deviation of every level multiplied by t: what "
+    "is lost in variety going down is gained in plausibility.",
     "generation": "A column is one draw of all levels, the last row as it is. In the other rows "
     "the levels named on the left are replaced, at the means of their priors or drawn anew: what "
     "stays the same is what the levels above fix.",
@@ -122,7 +124,12 @@ def _sheets(model: HierarchicalVAE, data: Splits, seed: int) -> Iterator[Picture
         return
     rows = torch.arange(min(len(data.test), pictures.SEARCHED))
     test = take(data.test, rows, next(model.parameters()).device)
-    of_the_prior = [pictures.generation, pictures.temperatures, pictures.vary_top]
+    of_the_prior = [
+        pictures.samples,
+        pictures.generation,
+        pictures.temperatures,
+        pictures.vary_top,
+    ]
     of_images = [
         pictures.reconstructions,
         *([pictures.swaps] if len(layer_names(model)) > 1 else []),

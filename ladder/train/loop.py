@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig
-from ladder.data import Data, Splits, load, permutation, place, take
+from ladder.data import Data, Rows, Splits, load, permutation, place, take
 from ladder.errors import UserError, WorkFailed
 from ladder.files import write_atomic
 from ladder.model import HierarchicalVAE
@@ -148,6 +149,21 @@ def set_up(config: Config[ModelConfig], out: Path) -> Setup:
 
 def batches(setup: Setup, step: int) -> Iterator[Tensor]:
     """Batches `[B, *shape]` from a step on, for ever; a function of (seed, step) alone."""
+    source = _batches(setup, step)
+    return ahead(source) if isinstance(setup.images, Rows) else source
+
+
+def ahead(source: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same batches, each read while the one before is trained on; of an endless source."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting = reader.submit(next, source)
+        while True:
+            batch = waiting.result()
+            waiting = reader.submit(next, source)
+            yield batch
+
+
+def _batches(setup: Setup, step: int) -> Iterator[Tensor]:
     size, n = setup.config.train.batch_size, len(setup.images)
     epoch, skipped = divmod(step, setup.steps_per_epoch)
     while True:

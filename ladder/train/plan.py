@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 
 from ladder.build import build_model
 from ladder.config import Config, ModelConfig
@@ -14,6 +16,7 @@ from ladder.data import load
 from ladder.errors import UserError
 from ladder.model import HierarchicalVAE
 from ladder.objectives import elbo
+from ladder.recompute import called, set_recompute
 from ladder.sampling import layer_names
 from ladder.train.schemes import layer_schemes
 
@@ -34,6 +37,7 @@ def plan(config: Config[ModelConfig]) -> dict[str, Any]:
     with torch.device("meta"):
         model = build_model(config=config)
         x = torch.empty(config.train.batch_size, *config.model.shape)
+    set_recompute(model, config.train.recompute)
     layer_schemes(config.objective, layer_names(model))  # a sentence if they do not fit
     latents, activations = _trace(model, x)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -69,6 +73,8 @@ def _trace(model: HierarchicalVAE, x: Tensor) -> tuple[dict[str, list[int]], int
         kept[storage._cdata] = storage.nbytes()
         return tensor
 
+    for layer in called(model):  # what is computed again is not saved, but its inputs stay
+        layer.register_forward_pre_hook(lambda _, inputs: _each(keep, inputs))
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         px, latents = model(x)
@@ -76,6 +82,12 @@ def _trace(model: HierarchicalVAE, x: Tensor) -> tuple[dict[str, list[int]], int
     sizes = sum(size for storage, size in kept.items() if storage not in own)
     del loss
     return {name: list(v.z.shape[1:]) for name, v in latents.items()}, sizes
+
+
+def _each(keep: Callable[[Tensor], Tensor], inputs: Any) -> None:
+    for tensor in tree_leaves(inputs):
+        if isinstance(tensor, Tensor):
+            keep(tensor)
 
 
 def _length(config: Config[ModelConfig]) -> dict[str, Any]:
