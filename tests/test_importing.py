@@ -13,6 +13,7 @@ import torch
 import ladder
 from ladder.build import build_model, resolve
 from ladder.cli import main
+from ladder.systems.lvae_conv.released import released_name as conv_name
 from ladder.systems.vdvae.released import released_name, released_order
 from ladder.train import checkpoint
 from ladder.train.loop import batches, set_up
@@ -176,3 +177,26 @@ def test_what_does_not_go_together(
     (out / "mine").write_text("kept")
     assert "not empty" in sentence(capsys, words(files, out))
     assert (out / "mine").read_text() == "kept"
+
+
+def test_every_system_with_a_released_layout_imports(tmp_path: Path) -> None:
+    model = build_model("tiny_lvae_conv")
+    state = {conv_name(name, model.config): t for name, t in model.state_dict().items()}
+    torch.save(state, tmp_path / "model.pt")
+    out = tmp_path / "out"
+    start = ["import", "lvae_conv", str(tmp_path / "model.pt"), "--preset", "tiny_lvae_conv"]
+    assert main([*start, "--out", str(out)]) == 0
+    loaded = ladder.from_pretrained(out).state_dict()
+    assert all(torch.equal(loaded[name], t) for name, t in model.state_dict().items())
+
+
+def test_an_optimiser_whose_layout_is_unknown_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build_model("tiny_lvae_conv")
+    state = {conv_name(name, model.config): t for name, t in model.state_dict().items()}
+    torch.save(state, tmp_path / "model.pt")
+    start = ["import", "lvae_conv", str(tmp_path / "model.pt"), "--preset", "tiny_lvae_conv"]
+    start += ["--optimizer", str(tmp_path / "model.pt"), "--out", str(tmp_path / "out")]
+    assert "the optimiser of system 'lvae_conv' is not known" in sentence(capsys, start)
+    assert not (tmp_path / "out").exists()
