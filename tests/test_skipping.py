@@ -172,6 +172,16 @@ def test_a_run_of_nothing_but_nan_fails(tmp_path: Path, monkeypatch: pytest.Monk
         ladder.fit(resolve("mnist_2layer", words), tmp_path / "run", quiet=True)
 
 
+def test_a_run_that_learns_nothing_any_more_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data=digits", "train.skip_norm=1e-9", "train.steps=260", "train.batch_size=4"]
+    ladder.fit(resolve("mnist_2layer", [*words, "train.log_every=50"]), tmp_path / "run")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert line.startswith("step 100: the last 100 steps were all left out; raise train.skip_norm")
+    assert read_metrics(tmp_path / "run")[-2]["train/skipped"] == 260
+
+
 def test_the_published_warm_up_begins_at_zero() -> None:
     train = TrainConfig(steps=1, lr=2.0, warmup_steps=100, warmup_from_zero=True)
     assert [lr_at(train, i) for i in (0, 1, 50, 99)] == pytest.approx([0.0, 0.02, 1.0, 1.98])

@@ -25,6 +25,7 @@ from ladder.train.evaluate import Evaluation, evaluate
 from ladder.train.health import first_offender
 from ladder.train.progress import Progress
 from ladder.train.schemes import beta_at, weights_at
+from ladder.train.skipping import PATIENCE
 from ladder.train.state import State, choose_device, new_state
 from ladder.train.step import lr_at, padded, train_step
 from ladder.train.stop import Stopped, StopWatch
@@ -251,11 +252,22 @@ def _log(setup: Setup, state: State, doctor: Doctor, progress: Progress, seconds
     }
     if state.skipping.on:
         record["train/skipped"] = state.skipping.skipped.item()
+        _warn_if_frozen(setup, state, progress)
     run.append_metrics(setup.out, record)
     doctor.note(record)
     if step % setup.config.train.log_every == 0 or step == setup.total:
         progress.report(step, {n: means[n] for n in ("train/loss", "train/nll", "train/kl")})
     state.meter.clear()
+
+
+def _warn_if_frozen(setup: Setup, state: State, progress: Progress) -> None:
+    """Say once that nothing is learned any more."""
+    row = int(state.skipping.row.item())
+    if PATIENCE <= row < PATIENCE + setup.config.train.log_every:
+        progress.note(
+            f"step {state.step}: the last {row} steps were all left out; raise train.skip_norm, "
+            "or give train.skip_relative=10 instead, which follows the norm"
+        )
 
 
 def _kl_weights(setup: Setup, state: State, step: int) -> dict[str, float]:

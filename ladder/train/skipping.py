@@ -11,6 +11,7 @@ from ladder.config import TrainConfig
 
 DECAY = 0.99  # of the running mean of gradient norms
 PATIENCE = 100  # steps in a row that are not finite, after which training has failed
+KEPT = ("mean", "skipped", "row", "broken")  # in checkpoints
 
 
 class Skipping:
@@ -29,6 +30,7 @@ class Skipping:
     Attributes:
         mean: Running mean of the norm; 0 before the first step.
         skipped: Number of steps left out so far.
+        row: Number of steps in a row, up to now, that were left out.
         broken: Number of steps in a row, up to now, that were not finite.
     """
 
@@ -37,7 +39,7 @@ class Skipping:
         self.norm, self.relative = train.skip_norm, train.skip_relative
         self.mean = torch.zeros((), device=device)
         self.skipped = torch.zeros((), device=device, dtype=torch.int64)
-        self.broken = torch.zeros((), device=device, dtype=torch.int64)
+        self.row, self.broken = torch.zeros_like(self.skipped), torch.zeros_like(self.skipped)
 
     @torch.no_grad()
     def decide(self, norm: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,19 +63,15 @@ class Skipping:
         seen = torch.where(finite, torch.minimum(norm, limit), self.mean)
         self.mean = torch.where(self.mean > 0, torch.lerp(seen, self.mean, DECAY), seen)
         self.skipped = self.skipped + ~fine
+        self.row = torch.where(fine, 0, self.row + 1)
         self.broken = torch.where(finite, 0, self.broken + 1)
         return ~fine, self.broken >= PATIENCE
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
-        return {
-            "mean": self.mean.cpu(),
-            "skipped": self.skipped.cpu(),
-            "broken": self.broken.cpu(),
-        }
+        return {name: getattr(self, name).cpu() for name in KEPT}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what a checkpoint holds."""
-        self.mean = state["mean"].to(self.mean)
-        self.skipped = state["skipped"].to(self.skipped)
-        self.broken = state["broken"].to(self.broken)
+        for name in KEPT:
+            setattr(self, name, state[name].to(getattr(self, name)))

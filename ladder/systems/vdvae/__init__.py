@@ -20,6 +20,7 @@ Differences from the released code:
 * the default likelihood has bins that tile the line; presets name the published ones (`vdvae`),
   which at 5 bits overlap, so that published 5-bit results are up to 0.04 bits/dim too good;
 * means and log-scales of latents are float32 whatever the precision of the networks;
+* draws from p(x | z) are levels of the data, at 5 bits too, where theirs are rounded to 8 bits;
 * what goes with training: noise is a function of (seed, step), every datum of a split is scored,
   the last smaller batch of an epoch is used, and a resumed run does not warm up again.
 """

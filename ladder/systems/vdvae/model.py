@@ -229,8 +229,8 @@ def _encoder_blocks(config: Config) -> Iterator[Residual]:
 
 def _layers(config: Config) -> dict[str, Layer]:
     plan = [
-        (i, config.mixed(i) if first else None)
+        (i, mix)
         for i, scale in reversed(list(enumerate(config.scales)))
-        for first in [True, *[False] * (scale.layers - 1)][: scale.layers]
+        for mix in [config.mixed(i), *[None] * scale.layers][: scale.layers]
     ]
     return {f"z{len(plan) - k}": Layer(config, i, mix) for k, (i, mix) in enumerate(plan)}
