@@ -157,7 +157,7 @@ def build_model(
         raw = merge(section.model_dump(), _plain(changes))
         section = check(_system_config({"model": raw}, ""), raw, under="model")
     model: HierarchicalVAE = load_system(section.system).build(section)
-    model.config = section
+    model.config, model.shape = section, tuple(section.shape)
     return model
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ladder.errors import UserError
 from ladder.latent import Latent
 from ladder.recompute import Caller
 
@@ -110,9 +111,11 @@ class HierarchicalVAE(nn.Module):
 
     Attributes:
         config: The model section it was built from; set by `build_model`.
+        shape: Shape of one datum; set by `build_model`.
     """
 
     config: Any = None
+    shape: tuple[int, ...] | None = None
 
     def __init__(self, bottom_up: nn.Module, top_down: TopDown, likelihood: nn.Module) -> None:
         super().__init__()
@@ -121,7 +124,12 @@ class HierarchicalVAE(nn.Module):
         self.likelihood = likelihood
 
     def forward(self, x: Tensor) -> tuple[Any, dict[str, Latent]]:
-        """Infer every latent of `x`, `[B, *shape]`, and return p(x|z) and the latents."""
+        """Infer every latent of `x`, `[B, *shape]`, and return p(x|z) and the latents.
+
+        Raises:
+            UserError: If x has another shape than the model's data, or holds integers.
+        """
+        _check(x, self.shape)
         features, latents = self.top_down(x.shape[0], self.bottom_up(x))
         return self.likelihood(features), latents
 
@@ -144,3 +152,14 @@ class HierarchicalVAE(nn.Module):
         """
         features, latents = self.top_down(n, z=z, temperature=temperature)
         return self.likelihood(features), latents
+
+
+def _check(x: Tensor, shape: tuple[int, ...] | None) -> None:
+    if not x.is_floating_point():
+        raise UserError(f"model: x is {x.dtype}; give floats in [0, 1], such as bytes over 255")
+    if shape is not None and tuple(x.shape[1:]) != shape:
+        wanted = ", ".join(map(str, shape))
+        raise UserError(
+            f"model: x has shape {list(x.shape)}, but the model's data are [B, {wanted}]; "
+            f"bring x to that, or build the model with shape={list(x.shape[1:])}"
+        )

@@ -590,3 +590,16 @@ def test_layers_compile_to_as_many_graphs_at_any_depth() -> None:
 def test_impossible_declarations(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make(**changes)
+
+
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [
+        (torch.rand(2, 3, 16, 16), r"x has shape \[2, 3, 16, 16\].* are \[B, 3, 8, 8\]"),
+        (torch.rand(2, 8, 8, 3), r"build the model with shape=\[8, 8, 3\]"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"x is torch.uint8; give floats in \[0, 1\]"),
+    ],
+)
+def test_images_of_the_wrong_kind(x: Tensor, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make()(x)
