@@ -259,10 +259,10 @@ class TrainConfig(Settings):
     """Of the networks; distributions and losses are float32 either way."""
     recompute: bool = False
     """Whether only the inputs of layers are kept for the backward pass, and what is inside them
-    is computed again: the same gradients, less memory, about a third more time."""
+    is computed again: the same gradients and less memory for more time."""
     channels_last: bool | None = None
     """Whether the channels of images lie next to each other in memory; null does so on a GPU in
-    bfloat16, and not on a CPU, where it was slower."""
+    bfloat16, whose convolutions want it. Noise is drawn in memory's order, so draws differ."""
     log_every: Count = 50
     """Steps between two lines of metrics.jsonl."""
     evaluate_every: Count | None = None

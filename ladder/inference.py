@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ladder.distributions import ClosedDrawn, Drawn, Normal
+from ladder.execution import Caller
 from ladder.merges import BothWays
-from ladder.recompute import Caller
 
 # How the KL of a posterior drawn going up is estimated.
 DRAWS: dict[str, type[Drawn]] = {"sampled": Drawn, "closed_form": ClosedDrawn}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ladder.errors import UserError
+from ladder.execution import Caller
 from ladder.latent import Latent
-from ladder.recompute import Caller
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 # One for all priors, or by layer name, where layers that are not named have 1.

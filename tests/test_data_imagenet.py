@@ -175,10 +175,10 @@ def test_arrays_of_something_else(tmp_path: Path, content: np.ndarray, found: st
 
 def test_more_than_the_memory_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_batches(tmp_path, ["Imagenet32_train_npz"], "Imagenet32_val_npz")
-    monkeypatch.setattr(memory, "available", lambda: 55 * 3072 - 1)
+    monkeypatch.setattr(memory, "available", lambda: 2 * 55 * 3072 - 1)
     with pytest.raises(
         UserError, match=r"Imagenet32_train_npz take .*save .*imagenet32-train\.np"
     ):
         read(tmp_path)
-    monkeypatch.setattr(memory, "available", lambda: 55 * 3072)
+    monkeypatch.setattr(memory, "available", lambda: 2 * 55 * 3072)
     assert len(read(tmp_path).train) == 55

@@ -18,7 +18,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # Lower rooms first; a module imports only from its own rank or from below.
 RANKS: list[set[str]] = [
-    {"errors", "files", "noise", "recompute"},
+    {"errors", "files", "noise", "execution"},
     {"config", "schedules", "distributions"},
     {"parse", "presets", "data", "latent", "released"},
     {"model"},

@@ -117,6 +117,14 @@ def test_a_step_left_out_changes_nothing_but_the_count() -> None:
     assert counts == {2}  # bias correction counts executed steps
 
 
+def test_the_norm_is_that_before_clipping() -> None:
+    config = resolve(TINY, ["train.skip_norm=2e-3", "train.grad_clip=1e-3"])
+    state = new_state(config, CPU)
+    train_step(state, torch.rand(4, 6), config)
+    assert state.skipping.skipped.item() == 1
+    assert state.meter.read()["train/grad_norm"] > 2e-3
+
+
 def test_means_leave_out_what_is_not_finite() -> None:
     config = resolve(TINY, ["train.skip_norm=1e4"])
     state = new_state(config, CPU)
@@ -149,20 +157,46 @@ def test_a_run_counts_what_it_left_out(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(math.isfinite(r["train/loss"]) for r in records)
 
 
+def spiked(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> None:
+    """Let the data of some steps be larger."""
+    whole = loop.batches
+
+    def batches(setup: Any, step: int) -> Any:
+        for k, x in enumerate(whole(setup, step), start=step):
+            yield x * factors.get(k, 1.0)
+
+    monkeypatch.setattr(loop, "batches", batches)
+
+
 def test_resuming_knows_what_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    poisoned(monkeypatch, {1, 2})
-    whole = resolve("mnist_2layer", ["data=digits", *RUN])
-    ladder.fit(whole, tmp_path / "whole", quiet=True)
-    ladder.fit(
-        resolve("mnist_2layer", ["data=digits", *RUN, "train.steps=5"]),
-        tmp_path / "run",
-        quiet=True,
-    )
-    ladder.fit(whole, tmp_path / "run", resume=True, quiet=True)
+    """The step after the checkpoint is one that only the running mean can tell from others."""
+    spiked(monkeypatch, {1: math.nan, 5: 200.0})
+    words = ["data=digits", *RUN, "train.log_every=3"]
+    ladder.fit(resolve("mnist_2layer", words), tmp_path / "whole", quiet=True)
+    cut = resolve("mnist_2layer", [*words, "train.steps=5"])
+    ladder.fit(cut, tmp_path / "run", quiet=True)
+    ladder.fit(resolve("mnist_2layer", words), tmp_path / "run", resume=True, quiet=True)
     one, two = (ladder.from_pretrained(tmp_path / name) for name in ("whole", "run"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert read_metrics(tmp_path / "run")[-2]["train/skipped"] == 2
+    lines = [
+        {r["step"]: r for r in read_metrics(tmp_path / name) if "train/loss" in r}
+        for name in ("whole", "run")
+    ]
+    assert lines[0][8]["train/skipped"] == lines[1][8]["train/skipped"] == 2
+    for key in ("train/loss", "train/grad_norm", "data"):
+        assert lines[0][8][key] == lines[1][8][key]
+
+
+def test_windows_without_a_finite_step_have_no_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poisoned(monkeypatch, {2, 3})
+    ladder.fit(resolve("mnist_2layer", ["data=digits", *RUN]), tmp_path / "run", quiet=True)
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    records = [r for r in read_metrics(tmp_path / "run") if "train/skipped" in r]
+    assert ["train/loss" in r for r in records] == [True, False, True, True]
 
 
 def test_a_run_of_nothing_but_nan_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,8 +251,12 @@ def test_the_layout_in_memory_changes_no_number(
         train_step(state, torch.rand(16, 1, 8, 8, generator=torch.manual_seed(1)), config)
         found.append(state.meter.read())
         path = checkpoint.save(tmp_path / str(wish), state, keep=1)
-        again = new_state(config, CPU)
-        checkpoint.restore(path, again)
-        for a, b in zip(everything(state), everything(again), strict=True):
-            assert torch.equal(a, b)
+        for other in ("true", "false"):  # a run can go on with the other layout
+            words = [f"train.channels_last={other}"]
+            again = new_state(resolve("tiny_vdvae", words), CPU)
+            checkpoint.restore(path, again)
+            for a, b in zip(everything(state), everything(again), strict=True):
+                assert torch.equal(a, b)
+            for p, values in again.optimizer.state.items():
+                assert values["exp_avg"].stride() == p.stride()
     assert found[0] == pytest.approx(found[1], rel=1e-3)

@@ -11,7 +11,8 @@ import torch
 import ladder
 from ladder.build import resolve
 from ladder.errors import UserError
-from ladder.train.state import new_state
+from ladder.train import loop
+from ladder.train.state import choose_device, new_state
 from ladder.train.step import train_step
 
 LADDER: dict[str, Any] = {
@@ -72,3 +73,30 @@ def test_a_last_batch_of_one_is_refused_with_batch_norm(tmp_path: Path) -> None:
 def test_an_evaluation_says_how_the_kl_was_estimated(words: list[str], estimator: str) -> None:
     model = ladder.build_model(config=resolve(LADDER, words))
     assert ladder.evaluate(model, torch.rand(8, 1, 8, 8)).estimator == estimator
+
+
+def test_a_gpu_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name, number in [("auto", 0), ("cuda", 0), ("cuda:1", 1)]:
+        assert choose_device(name) == torch.device("cuda", number) == chosen[-1]
+    with pytest.raises(UserError, match="'cuda:2' is not there"):
+        choose_device("cuda:2")
+
+
+def test_a_file_that_breaks_on_the_way_keeps_what_was_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = loop.batches
+
+    def batches(setup: Any, step: int) -> Any:
+        source = whole(setup, step)
+        yield from (next(source) for _ in range(3))
+        raise UserError("data: a.png cannot be read as an image; replace or remove it")
+
+    monkeypatch.setattr(loop, "batches", batches)
+    with pytest.raises(UserError, match=r"a\.png cannot be read"):
+        ladder.fit(resolve(LADDER, ["train.steps=9"]), tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "checkpoints" / "last").read_text() == "step-00000003"

@@ -95,10 +95,10 @@ def _joined(paths: Sequence[Path], side: int) -> Tensor:
     counts = [len(_member(path, "labels")) for path in paths]
     datum = (3, side, side)
     size = sum(counts) * 3 * side * side
-    if size > memory.available():
+    if not memory.fits(size):
         raise UserError(
-            f"data: the images of {paths[0].parent} take {size / 2**30:.1f} GiB, more than the "
-            "memory has free; save them as one .npy file, which is read as needed: "
+            f"data: the images of {paths[0].parent} take {size / 2**30:.1f} GiB, more than half "
+            "of the free memory; save them as one .npy file, which is read as needed: "
             f"imagenet{side}-train.npy, uint8 [N,{side},{side},3]"
         )
     images = torch.empty((sum(counts), *datum), dtype=torch.uint8)

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 INFO = Path("/proc/meminfo")
-LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+GROUPS = Path("/sys/fs/cgroup")  # of containers and of jobs
+OWN = Path("/proc/self/cgroup")
 
 
 def available() -> int:
@@ -32,6 +33,21 @@ def _machine() -> int:
 
 
 def _container() -> int:
+    """What the groups of this process, one within the other, leave to it."""
+    own = ""
+    with suppress(OSError):
+        own = OWN.read_text(encoding="utf-8").rpartition("::")[2].strip().strip("/")
+    folder = GROUPS / own
+    return min(_left(f) for f in (folder, *folder.parents) if f == GROUPS or GROUPS in f.parents)
+
+
+def _left(folder: Path) -> int:
     with suppress(OSError, ValueError):  # no file outside, the word `max` without a limit
-        return int(LIMIT.read_text(encoding="ascii"))
+        limit = int((folder / "memory.max").read_text(encoding="ascii"))
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        stat = dict(
+            line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines()
+        )
+        # Files that were read once give way.
+        return limit - used + int(stat.get("inactive_file", 0))
     return sys.maxsize

@@ -146,10 +146,7 @@ def _take_up(rest: dict[str, Any], state: State) -> None:
         ):
             mean.copy_(parameter)
             parameter.copy_(weight)
-    # Moments come from the file, options such as weight decay from the configuration.
-    options = state.optimizer.state_dict()["param_groups"]
-    moments = rest["optimizer"]["state"]
-    state.optimizer.load_state_dict({"state": moments, "param_groups": options})
+    set_moments(state, rest["optimizer"]["state"])
     state.meter.load_state_dict(rest["meter"])
     if state.multipliers is not None and rest["multipliers"] is not None:
         state.multipliers.load_state_dict(rest["multipliers"])
@@ -157,6 +154,23 @@ def _take_up(rest: dict[str, Any], state: State) -> None:
         state.skipping.load_state_dict(rest["skipping"])
     state.step = rest["step"]
     state.healthy.fill_(state.step)
+
+
+@torch.no_grad()
+def set_moments(state: State, moments: dict[int, Any]) -> None:
+    """Give the optimiser its moments; options such as weight decay stay the configuration's.
+
+    Args:
+        state: A run; changed in place.
+        moments: State of the optimiser by the number of a parameter.
+    """
+    options = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": moments, "param_groups": options})
+    for parameter, values in state.optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:
+                # Fused kernels go through memory in order, and the file's order may be another.
+                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _read_rest(path: Path) -> dict[str, Any]:

@@ -16,8 +16,10 @@ def update(state: State, decay: float) -> None:
     """average = decay * average + (1 - decay) * weights, unless the step was left out."""
     if state.average is not None:
         weight = (1.0 - decay) * (1.0 - state.omitted)
-        # The stub knows numbers only; a tensor keeps the host out of it.
-        torch._foreach_lerp_(state.average, state.weights, weight)  # type: ignore[call-overload]
+        # Not a lerp, which would ask the host for the weight's value.
+        change = torch._foreach_sub(state.weights, state.average)
+        torch._foreach_mul_(change, weight)
+        torch._foreach_add_(state.average, change)
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def evaluate(
         iw=means.get("iw"),
         samples=samples,
         n=len(images),
-        bpd=-bound / (math.log(2.0) * images[0].numel()),
+        bpd=-bound / (math.log(2.0) * images.shape[1:].numel()),
         units={name: units(m) for name, m in moments.items()},
         estimator=estimator,
     )

@@ -15,6 +15,7 @@ from ladder.build import build_model, list_systems, load_system, resolve
 from ladder.config import Config, ModelConfig
 from ladder.errors import UserError
 from ladder.noise import seeded
+from ladder.presets import list_presets
 from ladder.pretrained import load_weights, save_pretrained
 from ladder.train import checkpoint, run
 from ladder.train.state import State, new_state
@@ -69,11 +70,18 @@ def import_released(
     run.check_free(out)
     weights = _weights(module, files.model, config)
     if files.optimizer is not None:
-        return _as_run(module, files, config, weights, out, f"preset: {preset}\n")
+        return _as_run(module, files, config, weights, out, _given(preset, overrides))
     with seeded(0):  # initial weights are overwritten: leave the caller's generator alone
         model = build_model(config=config)
     load_weights(model, weights, str(files.model))
     return save_pretrained(model, out)
+
+
+def _given(preset: str, overrides: Sequence[str]) -> str:
+    """What the user wrote, as YAML."""
+    known = preset in list_presets()
+    text = f"preset: {preset}\n" if known else Path(preset).read_text(encoding="utf-8")
+    return "".join([text, *(f"# {word}\n" for word in overrides)])
 
 
 def _converter(system: str) -> ModuleType:
@@ -113,6 +121,10 @@ def _as_run(
             f"ladder import: the optimiser of system '{config.model.system}' is not known; "
             "leave --optimizer out"
         )
+    if config.train.optimizer == "adamax":
+        raise UserError(
+            "train.optimizer: 'adamax' cannot go on with the moments of Adam; use adam or adamw"
+        )
     state = new_state(config, torch.device("cpu"))
     load_weights(state.model, weights, str(files.model))
     if state.average is not None:
@@ -120,8 +132,7 @@ def _as_run(
         _set_average(state, average)
     assert files.optimizer is not None
     moments = _moments(module, files.optimizer, config, state)
-    options = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({"state": moments, "param_groups": options})
+    checkpoint.set_moments(state, moments)
     state.step = int(moments[0]["step"])
     run.create(out, config, given)
     checkpoint.save(out / "checkpoints", state, config.train.keep)

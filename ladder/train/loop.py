@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig
-from ladder.data import Data, Rows, Splits, load, permutation, place, take
+from ladder.data import Data, Splits, load, permutation, place, take
 from ladder.errors import UserError, WorkFailed
 from ladder.files import write_atomic
 from ladder.model import HierarchicalVAE
@@ -30,6 +30,7 @@ from ladder.train.state import State, choose_device, new_state
 from ladder.train.step import lr_at, padded, train_step
 from ladder.train.stop import Stopped, StopWatch
 
+SHOWN = ("train/loss", "train/nll", "train/kl")
 FEW = 100  # steps between two evaluations, at least, unless the configuration says
 
 
@@ -151,11 +152,12 @@ def set_up(config: Config[ModelConfig], out: Path) -> Setup:
 def batches(setup: Setup, step: int) -> Iterator[Tensor]:
     """Batches `[B, *shape]` from a step on, for ever; a function of (seed, step) alone."""
     source = _batches(setup, step)
-    return ahead(source) if isinstance(setup.images, Rows) else source
+    there = isinstance(setup.images, Tensor) and setup.images.device == setup.device
+    return source if there else ahead(source)
 
 
 def ahead(source: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The same batches, each read while the one before is trained on; of an endless source."""
+    """The same batches, each gathered while the one before is trained on; of an endless source."""
     with ThreadPoolExecutor(1) as reader:
         waiting = reader.submit(next, source)
         while True:
@@ -213,7 +215,7 @@ def _loop(
     source = batches(setup, state.step)
     window = time.monotonic()
     while state.step < setup.total:
-        train_step(state, next(source), setup.config)
+        train_step(state, _next(source, setup, state), setup.config)
         progress.advance()
         done = state.step
         last = done == setup.total
@@ -234,39 +236,52 @@ def _loop(
     return evaluation or _evaluate(setup, state)
 
 
+def _next(source: Iterator[Tensor], setup: Setup, state: State) -> Tensor:
+    """The next batch; if it cannot be read, what was learned so far is kept."""
+    try:
+        return next(source)
+    except UserError:
+        if state.step:
+            _check(setup, state)
+            checkpoint.save(setup.out / "checkpoints", state, setup.config.train.keep)
+        raise
+
+
 def _log(setup: Setup, state: State, doctor: Doctor, progress: Progress, seconds: float) -> None:
     """Bring the metrics back, write a line, and stop if a step was not finite."""
     means = state.meter.read()
     _check(setup, state)
-    step, size = state.step, setup.images[0].numel()
+    step, size = state.step, setup.images.shape[1:].numel()
     record: dict[str, Any] = {
         "step": step,
         "epoch": step / setup.steps_per_epoch,
         "data": state.meter.data,
         **means,
-        "train/bpd": -means["train/elbo"] / (math.log(2.0) * size),
         "train/beta": beta_at(setup.config.objective, step - 1).item(),
         **_kl_weights(setup, state, step - 1),
         "train/lr": lr_at(setup.config.train, step - 1),
         "train/images_per_s": state.meter.data / max(seconds, 1e-9),
     }
+    if "train/elbo" in means:
+        record["train/bpd"] = -means["train/elbo"] / (math.log(2.0) * size)
     if state.skipping.on:
         record["train/skipped"] = state.skipping.skipped.item()
         _warn_if_frozen(setup, state, progress)
     run.append_metrics(setup.out, record)
     doctor.note(record)
     if step % setup.config.train.log_every == 0 or step == setup.total:
-        progress.report(step, {n: means[n] for n in ("train/loss", "train/nll", "train/kl")})
+        progress.report(step, {n: means[n] for n in SHOWN if n in means})
     state.meter.clear()
 
 
 def _warn_if_frozen(setup: Setup, state: State, progress: Progress) -> None:
     """Say once that nothing is learned any more."""
-    row = int(state.skipping.row.item())
-    if PATIENCE <= row < PATIENCE + setup.config.train.log_every:
+    row, threshold = int(state.skipping.row.item()), setup.config.train.skip_norm
+    if row >= PATIENCE and threshold is not None and not progress.warned:
+        progress.warned = True
         progress.note(
             f"step {state.step}: the last {row} steps were all left out; raise train.skip_norm, "
-            "or give train.skip_relative=10 instead, which follows the norm"
+            f"which is {threshold:g}, or give train.skip_relative=10, which follows the norm"
         )
 
 

@@ -40,8 +40,12 @@ class Meter:
         self.data += data
 
     def read(self) -> dict[str, float]:
-        """Means over all data since `clear`; this is where the host waits for the device."""
-        if self.sums is None or self.data == 0:
+        """Means over all data since `clear`; this is where the host waits for the device.
+
+        Returns:
+            The means by name; nothing if no data were counted.
+        """
+        if self.sums is None or self.counted.item() == 0:
             return {}
         return dict(zip(self.names, (self.sums / self.counted).tolist(), strict=True))
 

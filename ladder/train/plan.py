@@ -14,9 +14,9 @@ from ladder.build import build_model
 from ladder.config import Config, ModelConfig
 from ladder.data import load
 from ladder.errors import UserError
+from ladder.execution import called_layers, set_recompute
 from ladder.model import HierarchicalVAE
 from ladder.objectives import elbo
-from ladder.recompute import called, set_recompute
 from ladder.sampling import layer_names
 from ladder.train.schemes import layer_schemes
 
@@ -73,8 +73,9 @@ def _trace(model: HierarchicalVAE, x: Tensor) -> tuple[dict[str, list[int]], int
         kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    for layer in called(model):  # what is computed again is not saved, but its inputs stay
-        layer.register_forward_pre_hook(lambda _, inputs: _each(keep, inputs))
+    if model.top_down.recompute:  # what is computed again is not saved, but its inputs stay
+        for layer in called_layers(model):
+            layer.register_forward_pre_hook(lambda _, inputs: _each(keep, inputs))
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         px, latents = model(x)

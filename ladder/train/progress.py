@@ -19,7 +19,7 @@ class Progress:
     """
 
     def __init__(self, step: int, total: int, quiet: bool = False) -> None:
-        self.total, self.quiet = total, quiet
+        self.total, self.quiet, self.warned = total, quiet, False
         self.begun, self.first = time.monotonic(), step
         terminal = sys.stderr.isatty() and not quiet
         self.bar = (

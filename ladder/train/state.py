@@ -11,9 +11,9 @@ from ladder.build import build_model, load_system
 from ladder.config import Config, ModelConfig, TrainConfig
 from ladder.data import binarize
 from ladder.errors import UserError
+from ladder.execution import set_recompute
 from ladder.model import HierarchicalVAE
 from ladder.noise import seeded
-from ladder.recompute import set_recompute
 from ladder.sampling import layer_names
 from ladder.train.adamax import Adamax
 from ladder.train.meter import Meter
@@ -109,7 +109,7 @@ def new_state(
 
 
 def _arrange(model: HierarchicalVAE, config: Config[ModelConfig], device: torch.device) -> None:
-    """How the model lies in memory and what it keeps there; neither changes what it computes."""
+    """How the model lies in memory, and what it keeps there for the backward pass."""
     set_recompute(model, config.train.recompute)
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.ndim == 4:
@@ -173,6 +173,7 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"train.device: '{name}' is not there; try auto or cpu")
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)  # noise is seeded on the current device
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"train.device: '{name}' is not supported; try auto, cpu or cuda")

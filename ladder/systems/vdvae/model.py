@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ladder.distributions import Normal, at_least_float32
+from ladder.execution import Caller
 from ladder.latent import Latent, draw
 from ladder.likelihoods import make_head
 from ladder.model import HierarchicalVAE, TopDown
 from ladder.nets import scaled
-from ladder.recompute import Caller
 from ladder.systems.vdvae.config import Config
 
 Maps = dict[int, Tensor]
@@ -149,7 +149,8 @@ class BottomUp(Caller):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Climb from `x`, `[B, C, size, size]` in [0, 1]; evidence by layer name."""
-        h = self.stem((x - self.mean) / self.std)
+        # The sum of all blocks is float32 under autocast too, as it is going down.
+        h = at_least_float32(self.stem((x - self.mean) / self.std))
         evidence = dict.fromkeys(self.last.get(0, []), h)
         for passed, block in enumerate(self.blocks, start=1):
             h = self.call(block, h)

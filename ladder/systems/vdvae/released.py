@@ -80,9 +80,12 @@ def convert_optimizer(state: Any, config: Config) -> dict[str, dict[str, Tensor]
     """
     try:
         (group,) = state["param_groups"]
-        step, moments = float(group["step"]), [state["state"][i] for i in group["params"]]
+        step, moments = int(group["step"]), [state["state"][i] for i in group["params"]]
         pairs = [(m["exp_avg"], m["exp_avg_sq"]) for m in moments]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        sizes = [tuple(mean.shape) for mean, square in pairs if mean.shape == square.shape]
+        if step < 0 or len(sizes) != len(pairs):
+            raise ValueError("its moments are not alike")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(
             f"convert_optimizer: not the state of the released optimiser ({error!r})"
         ) from None
@@ -95,13 +98,13 @@ def convert_optimizer(state: Any, config: Config) -> dict[str, dict[str, Tensor]
             f"has {len(names)}"
         )
     expected = {released_name(name, config): shapes[name] for name in names}
-    found = {name: mean.shape for name, (mean, _) in zip(expected, pairs, strict=True)}
+    found = dict(zip(expected, sizes, strict=True))
     if lines := difference(expected, found, LAYER):
         raise UserError(
             "convert_optimizer: the state is not of this configuration:\n" + "\n".join(lines)
         )
     return {
-        name: {"step": torch.tensor(step), "exp_avg": mean, "exp_avg_sq": square}
+        name: {"step": torch.tensor(float(step)), "exp_avg": mean, "exp_avg_sq": square}
         for name, (mean, square) in zip(names, pairs, strict=True)
     }
 

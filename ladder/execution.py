@@ -1,8 +1,8 @@
-"""Memory for time: forget what is inside a layer, and compute it again in the backward pass."""
+"""How the layers of a pass are executed: computed twice to save memory, or compiled one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -12,9 +12,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+GRAPHS = 64  # kinds of layers that a model may have
+
 
 class Caller(nn.Module):
     """A module that calls layers one after another, and can have them computed twice.
+
+    How a pass is executed, not what it computes: no system depends on it.
 
     Attributes:
         recompute: Whether only the inputs of a layer are kept for the backward pass. Noise is
@@ -45,12 +49,27 @@ def set_recompute(model: nn.Module, on: bool = True) -> None:
             module.recompute = on
 
 
-def called(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model that are computed again, if any are."""
-    callers = [m for m in model.modules() if isinstance(m, Caller) and m.recompute]
+def called_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that a model's passes call one after another, up and down."""
+    callers = [module for module in model.modules() if isinstance(module, Caller)]
     lists = [part for caller in callers for part in caller.children()]
-    found = [p for p in lists if isinstance(p, nn.ModuleDict | nn.ModuleList)]
+    found = [part for part in lists if isinstance(part, nn.ModuleDict | nn.ModuleList)]
     return [layer for layers in found for layer in layers.children()]
+
+
+def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile every layer by itself; layers that are alike share a graph, whatever the depth.
+
+    Args:
+        model: A model; changed in place. Its weights and their names stay what they are.
+        backend: Of `torch.compile`.
+    """
+    # All layers share one line of code; each resolution and kind of them needs a graph of it,
+    # more than the 8 after which dynamo would give up.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, GRAPHS)
+    for layer in called_layers(model):
+        layer.compile(backend=backend, fullgraph=True, dynamic=False)
 
 
 def _contexts(
