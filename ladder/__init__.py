@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ladder.distributions import Normal as Normal
     from ladder.errors import UserError as UserError
     from ladder.errors import WorkFailed as WorkFailed
+    from ladder.execution import compile_layers as compile_layers
+    from ladder.execution import set_recompute as set_recompute
     from ladder.latent import Latent as Latent
     from ladder.latent import draw as draw
     from ladder.layers import StochasticLayer as StochasticLayer
@@ -68,6 +70,7 @@ _HOMES = {
     ),
     "ladder.distributions": ("ClosedDrawn", "Drawn", "Normal"),
     "ladder.errors": ("UserError", "WorkFailed"),
+    "ladder.execution": ("compile_layers", "set_recompute"),
     "ladder.latent": ("Latent", "draw"),
     "ladder.layers": ("StochasticLayer",),
     "ladder.model": ("HierarchicalVAE", "TopDown"),

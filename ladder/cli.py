@@ -329,6 +329,8 @@ def _import(args: Arguments) -> int:
     """Turn a released checkpoint into a folder for from_pretrained, or a run to resume."""
     from ladder.train.importing import Files, import_released
 
+    if args.optimizer is not None and args.ema is None:
+        _tell("ladder: without --ema the average of the weights begins as these weights")
     files = Files(args.file, args.ema, args.optimizer)
     out = import_released(args.system, files, args.preset, args.out, args.overrides)
     print(json.dumps({"folder": str(out)}) if args.json else out)

@@ -235,6 +235,13 @@ def pointed(folder: Path, pointer: str) -> Path | None:
     return folder / file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
 
+def trained(folder: Path) -> Path | None:
+    """Where the weights of a run, or of an imported folder, are; `None` if there are none yet."""
+    return pointed(folder / "checkpoints", "last") or (
+        folder if (folder / WEIGHTS).is_file() else None
+    )
+
+
 def _local(source: str | Path) -> Path:
     folder = Path(source)
     last = pointed(folder / "checkpoints", "last")

@@ -200,3 +200,47 @@ def test_an_optimiser_whose_layout_is_unknown_is_refused(
     start += ["--optimizer", str(tmp_path / "model.pt"), "--out", str(tmp_path / "out")]
     assert "the optimiser of system 'lvae_conv' is not known" in sentence(capsys, start)
     assert not (tmp_path / "out").exists()
+
+
+def test_imported_weights_can_be_evaluated_but_not_trained_on(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(words(files, out)) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--n", "20", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["step"] is None
+    assert record["elbo"] < 0.0
+    text = sentence(capsys, ["train", "--resume", str(out)])
+    assert "imported weights without their optimiser" in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_damaged_values_are_refused(
+    value: float, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(files["model.th"], weights_only=True)
+    content["module.decoder.gain"][0, 3] = value
+    torch.save(content, files["model.th"])
+    text = sentence(capsys, words(files, tmp_path / "out"))
+    assert "'module.decoder.gain' holds NaN or infinite values; the file is damaged" in text
+    content["module.decoder.gain"] = torch.ones(1, 16, 1, 1, dtype=torch.int64)
+    torch.save(content, files["model.th"])
+    assert "is torch.int64, torch.strided; give floats" in sentence(
+        capsys, words(files, tmp_path / "out")
+    )
+
+
+def test_flipped_bits_are_noticed(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = bytearray(files["model.th"].read_bytes())
+    middle = len(whole) // 2
+    for i in range(middle, middle + 64):
+        whole[i] ^= 0x10
+    files["model.th"].write_bytes(whole)
+    text = sentence(capsys, words(files, tmp_path / "out"))
+    assert "model.th: " in text
+    assert not (tmp_path / "out").exists()

@@ -201,8 +201,10 @@ def test_windows_without_a_finite_step_have_no_means(
 
 def test_a_run_of_nothing_but_nan_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poisoned(monkeypatch, set(range(2, 1000)))
-    words = ["data=digits", *RUN, "train.steps=300", "train.batch_size=4"]
-    with pytest.raises(WorkFailed, match=rf"step {PATIENCE + 2}: .* not finite"):
+    words = ["data=digits", *RUN, "train.steps=300", "train.checkpoint_every=2"]
+    words += ["train.keep=1", "train.batch_size=4"]
+    match = rf"step {PATIENCE + 2}: .* for {PATIENCE} steps in a row.*good checkpoint is step-0+2;"
+    with pytest.raises(WorkFailed, match=match):
         ladder.fit(resolve("mnist_2layer", words), tmp_path / "run", quiet=True)
 
 

@@ -14,7 +14,7 @@ from ladder.files import write_atomic
 from ladder.model import HierarchicalVAE
 from ladder.noise import seeded
 from ladder.parse import to_yaml
-from ladder.pretrained import from_pretrained, pointed
+from ladder.pretrained import from_pretrained, trained
 from ladder.report import curves, pictures
 from ladder.report.history import Record
 from ladder.report.page import Picture, page
@@ -65,7 +65,7 @@ def write_report(run: Path, seed: int = 0) -> list[Path]:
     """
     run = Path(run)
     config = read_config(run)
-    checkpoint = pointed(run / "checkpoints", "last")
+    checkpoint = trained(run)
     if checkpoint is None:
         raise UserError(f"{run}: has no checkpoint yet; go on with --resume {run}")
     data = load(config.data, config.model.shape, config.train.seed)

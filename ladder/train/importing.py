@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
@@ -74,6 +76,7 @@ def import_released(
     with seeded(0):  # initial weights are overwritten: leave the caller's generator alone
         model = build_model(config=config)
     load_weights(model, weights, str(files.model))
+    run.create(out, config, _given(preset, overrides))  # so that it can be evaluated
     return save_pretrained(model, out)
 
 
@@ -101,6 +104,7 @@ def _weights(module: ModuleType, path: Path, config: Config[ModelConfig]) -> dic
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise UserError(f"{path}: holds no state dict, which has a tensor for each name")
+    _check_sound(content, path)
     try:
         weights: dict[str, Tensor] = module.convert_released(content, config.model)
     except UserError as error:
@@ -156,8 +160,21 @@ def _moments(
         by_name = module.convert_optimizer(read_torch(path), config.model)
     except UserError as error:
         raise UserError(f"{path}: {str(error).removeprefix('convert_optimizer: ')}") from None
+    for values in by_name.values():
+        _check_sound(values, path)
     names = [name for name, _ in state.model.named_parameters()]
     return {i: by_name[name] for i, name in enumerate(names)}
+
+
+def _check_sound(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse what a damaged file, or another program, may hold."""
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or not tensor.is_floating_point():
+            if tensor.dtype == torch.int64 and name.endswith("num_batches_tracked"):
+                continue
+            raise UserError(f"{path}: '{name}' is {tensor.dtype}, {tensor.layout}; give floats")
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: '{name}' holds NaN or infinite values; the file is damaged")
 
 
 def read_torch(path: Path) -> Any:
@@ -177,12 +194,19 @@ def read_torch(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
+        if is_zipfile(path) and (damaged := ZipFile(path).testzip()) is not None:
+            raise UserError(f"{path}: damaged: {damaged} in it has another checksum; get it again")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: not a file of tensors and plain values; anything else in a pickle could run "
             "code, so it is not read: give the released file itself"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except UserError:
+        raise
+    except (
+        *(OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError),
+        *(BadZipFile, zlib.error, NotImplementedError),
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: truncated, or not a file of torch.save ({reason})") from None

@@ -17,13 +17,14 @@ from ladder.data import Data, Splits, load, permutation, place, take
 from ladder.errors import UserError, WorkFailed
 from ladder.files import write_atomic
 from ladder.model import HierarchicalVAE
-from ladder.pretrained import pointed
+from ladder.pretrained import pointed, trained
 from ladder.train import checkpoint, run
 from ladder.train.doctor import Doctor
 from ladder.train.ema import averaged
 from ladder.train.evaluate import Evaluation, evaluate
 from ladder.train.health import first_offender
 from ladder.train.progress import Progress
+from ladder.train.records import evaluation_record, unit_record
 from ladder.train.schemes import beta_at, weights_at
 from ladder.train.skipping import PATIENCE
 from ladder.train.state import State, choose_device, new_state
@@ -31,6 +32,7 @@ from ladder.train.step import lr_at, padded, train_step
 from ladder.train.stop import Stopped, StopWatch
 
 SHOWN = ("train/loss", "train/nll", "train/kl")
+FROZEN = 100  # steps left out in a row, after which training is said to stand still
 FEW = 100  # steps between two evaluations, at least, unless the configuration says
 
 
@@ -119,6 +121,7 @@ def fit(
     state = new_state(config, setup.device, None if started else _first(setup))
     _check_last_batch(setup, state.model)
     if resume:
+        _check_imported(out)
         _resume(setup, state)
     else:
         run.create(out, config, given)
@@ -193,6 +196,14 @@ def _check_last_batch(setup: Setup, model: HierarchicalVAE) -> None:
         )
 
 
+def _check_imported(out: Path) -> None:
+    if pointed(out / "checkpoints", "last") is None and trained(out) is not None:
+        raise UserError(
+            f"{out}: holds imported weights without their optimiser, so there is no training to "
+            "go on with; import them with --optimizer"
+        )
+
+
 def _resume(setup: Setup, state: State) -> None:
     last = pointed(setup.out / "checkpoints", "last")
     if last is not None:
@@ -227,13 +238,20 @@ def _loop(
             _write(setup, state, doctor, progress, evaluation)
             window = time.monotonic()
         stop = watch.exit_code()
-        if last or stop is not None or done % train.checkpoint_every == 0:
+        if last or stop is not None or (done % train.checkpoint_every == 0 and _sound(state)):
             _check(setup, state)
             checkpoint.save(setup.out / "checkpoints", state, train.keep)
             run.record(setup.out, setup.config)
         if stop is not None:
             raise Stopped(stop, f"stopped at step {done}; go on with --resume {setup.out}")
+    if not _sound(state):
+        progress.note(f"{setup.out}: the last steps were not finite, and so were left out")
     return evaluation or _evaluate(setup, state)
+
+
+def _sound(state: State) -> bool:
+    """Whether the last step was finite; after one that was not, older checkpoints are better."""
+    return int(state.skipping.broken.item()) == 0
 
 
 def _next(source: Iterator[Tensor], setup: Setup, state: State) -> Tensor:
@@ -277,7 +295,7 @@ def _log(setup: Setup, state: State, doctor: Doctor, progress: Progress, seconds
 def _warn_if_frozen(setup: Setup, state: State, progress: Progress) -> None:
     """Say once that nothing is learned any more."""
     row, threshold = int(state.skipping.row.item()), setup.config.train.skip_norm
-    if row >= PATIENCE and threshold is not None and not progress.warned:
+    if row >= FROZEN and threshold is not None and not progress.warned:
         progress.warned = True
         progress.note(
             f"step {state.step}: the last {row} steps were all left out; raise train.skip_norm, "
@@ -302,23 +320,33 @@ def _check(setup: Setup, state: State) -> None:
     last = pointed(setup.out / "checkpoints", "last")
     where = f"the last good checkpoint is {last.name}" if last else "no checkpoint was written yet"
     raise WorkFailed(
-        f"step {step + 1}: the loss or its gradient is not finite; "
+        f"step {step + 1}: the loss or its gradient is not finite{_for_so_long(state)}; "
         f"the first to go was {offender}; {where}; "
         "lower train.lr or set train.grad_clip"
     )
 
 
+def _for_so_long(state: State) -> str:
+    return f", for {PATIENCE} steps in a row" if state.skipping.on else ""
+
+
 def _evaluate(setup: Setup, state: State) -> Evaluation:
     _check(setup, state)
     with averaged(state):
-        return evaluate(state.model, setup.held_out, setup.config.train.batch_size)
+        result = evaluate(state.model, setup.held_out, setup.config.train.batch_size)
+    if not math.isfinite(result.elbo):
+        raise WorkFailed(
+            f"step {state.step}: the ELBO on held-out data is not finite; lower train.lr"
+        )
+    return result
 
 
 def _write(
     setup: Setup, state: State, doctor: Doctor, progress: Progress, result: Evaluation
 ) -> None:
     """Write an evaluation down, say what is wrong with a layer, and choose `best`."""
-    record = _record(setup, state, result)
+    epoch = state.step / setup.steps_per_epoch
+    record = evaluation_record(state.step, epoch, setup.split, result)
     doctor.note(record)
     findings = doctor.news()
     if findings:
@@ -326,38 +354,8 @@ def _write(
     for finding in findings:
         progress.note(finding.sentence)
     run.append_metrics(setup.out, record)
-    run.append_metrics(setup.out, _unit_record(setup, state, result), run.UNITS)
+    run.append_metrics(setup.out, unit_record(state.step, epoch, result), run.UNITS)
     _choose_best(setup, state)
-
-
-def _record(setup: Setup, state: State, result: Evaluation) -> dict[str, Any]:
-    return {
-        "step": state.step,
-        "epoch": state.step / setup.steps_per_epoch,
-        "val/split": setup.split,
-        "val/estimator": result.estimator,
-        "val/elbo": result.elbo,
-        "val/nll": result.nll,
-        "val/kl": sum(result.kl.values()),
-        "val/bpd": result.bpd,
-        **{f"val/kl_{padded(name)}": kl for name, kl in result.kl.items()},
-        **{f"active_units/{padded(name)}": u.active for name, u in result.units.items()},
-        **{f"speaking_units/{padded(name)}": u.speaking for name, u in result.units.items()},
-    }
-
-
-def _unit_record(setup: Setup, state: State, result: Evaluation) -> dict[str, Any]:
-    """KL and variance of every unit; six digits, since a long run has many."""
-    return {
-        "step": state.step,
-        "epoch": state.step / setup.steps_per_epoch,
-        "kl": {padded(name): _rounded(u.kl) for name, u in result.units.items()},
-        "variance": {padded(name): _rounded(u.variance) for name, u in result.units.items()},
-    }
-
-
-def _rounded(values: list[float]) -> list[float]:
-    return [float(f"{v:.6g}") for v in values]
 
 
 def _choose_best(setup: Setup, state: State) -> None:

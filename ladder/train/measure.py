@@ -9,7 +9,7 @@ from typing import Any
 
 from ladder.data import load
 from ladder.errors import UserError
-from ladder.pretrained import from_pretrained, pointed
+from ladder.pretrained import from_pretrained, trained
 from ladder.train import run
 from ladder.train.evaluate import SEED, evaluate
 from ladder.train.state import choose_device
@@ -46,7 +46,7 @@ def measure(
     if any(word.startswith(("model.", "model=")) for word in overrides):
         raise UserError("evaluate: the model is the run's; only data and train can be overridden")
     config = run.read_config(out, list(overrides))
-    last = pointed(out / "checkpoints", "last")
+    last = trained(out)
     if last is None:
         raise UserError(f"{out}: has no checkpoint yet; train first")
     device = choose_device(config.train.device)
@@ -72,7 +72,7 @@ def measure(
         "split": split,
         "n": result.n,
         "seed": noise,
-        "step": int(last.name.removeprefix("step-")),
+        "step": int(last.name.removeprefix("step-")) if last != out else None,
         "commit": run.git_commit(),
     }
     with (out / EVALUATIONS).open("a", encoding="utf-8") as file:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ladder.config import TrainConfig
 
 DECAY = 0.99  # of the running mean of gradient norms
-PATIENCE = 100  # steps in a row that are not finite, after which training has failed
+PATIENCE = 20  # steps in a row that are not finite, after which training has failed
 KEPT = ("mean", "skipped", "row", "broken")  # in checkpoints
 
 
