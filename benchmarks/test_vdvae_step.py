@@ -42,8 +42,9 @@ def test_row() -> None:
 
 
 @pytest.mark.parametrize("true", [0, 1, 5, 37, 64])
-def test_the_largest_batch_is_found(true: int) -> None:
-    found, peaks = vdvae_child.search(lambda n: float(n) if n <= true else None, most=64)
+@pytest.mark.parametrize("least", [1, 16])
+def test_the_largest_batch_is_found(true: int, least: int) -> None:
+    found, peaks = vdvae_child.search(lambda n: float(n) if n <= true else None, 64, least)
     assert true - true // 16 <= found <= true
     assert len(peaks) < 14
 

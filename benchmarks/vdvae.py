@@ -43,6 +43,7 @@ COLUMNS = {
     "recompute": "recompute",
     "images_per_s": "images/s",
     "seconds_per_step": "s/step",
+    "cpu_seconds_per_step": "CPU s/step",
     "first_step_seconds": "first step, s",
     "graphs": "graphs",
     "peak_memory_gib": "peak GiB",
@@ -51,6 +52,7 @@ COLUMNS = {
     "best_matrix_rate_gflops": "matmul, GFLOP/s",
     "samples_per_s": "samples/s",
     "largest_batch": "largest batch",
+    "most": "of at most",
     "failed": "failed",
 }
 
@@ -72,6 +74,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         choices=["float32", "tf32", "bfloat16"],
     )
     add("--mode", nargs="+", default=["eager"], choices=["eager", "compiled"])
+    add("--backend", default="inductor", help="eager or aot_eager count graphs, but write no code")
     add("--recompute", nargs="*", default=["off"], choices=["off", "on"], help="alone: on")
     add("--channels-last", action=argparse.BooleanOptionalAction)
     add("--released", metavar="FOLDER", help="of the released code's vae.py")
@@ -80,12 +83,16 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--warmup", type=int, default=3, help="steps, after the first")
     add("--sample-batch", type=int, default=64, help="0 draws no samples")
     add("--limit-gib", type=float, help="memory that a process may take")
-    add("--most", type=int, default=4096, help="batch that `largest` does not go beyond")
+    add("--least", type=int, default=1, help="batch that `largest` tries first")
+    add("--most", type=int, default=4096, help="batch that it does not go beyond")
     add("--timeout", type=float, help="seconds for a combination")
+    add("--note", help="a sentence that is kept with the runs, such as what else was running")
     add("--append", action="store_true", help="keep the runs that are in the file")
     arguments = parser.parse_intermixed_args(words)
     if "tf32" in arguments.precision and not arguments.device.startswith("cuda"):
         parser.error("tf32 is a precision of GPUs")
+    if arguments.what == "largest" and (arguments.mode != ["eager"] or arguments.released):
+        parser.error("largest tries many batches, and each would be compiled anew: eager, ours")
     return arguments
 
 
@@ -97,7 +104,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[Case]:
     ):
         own = resolve(preset, arguments.overrides).train.batch_size
         case = Case(preset, arguments.overrides, batch or own, arguments.device, precision)
-        case = case._replace(channels_last=arguments.channels_last)
+        case = case._replace(channels_last=arguments.channels_last, backend=arguments.backend)
         for mode, again in itertools.product(arguments.mode, recompute):
             yield case._replace(mode=mode, recompute=again)
         if arguments.released:
@@ -147,7 +154,7 @@ def target(arguments: argparse.Namespace) -> Path:
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """The machine, as it was seen where it was measured, and all rows."""
-    seen = [row["machine"] for row in rows if "machine" in row]
+    seen = [row["machine"] for row in rows if row.get("machine")]
     apart = [{k: v for k, v in row.items() if k != "machine"} for row in rows]
     path.parent.mkdir(exist_ok=True)
     content = {"machine": seen[-1] if seen else None, "runs": apart}
@@ -191,9 +198,11 @@ def main() -> None:
         key = case.preset
         if arguments.what == "step" and key not in flops:
             per_datum = in_a_process("flops", case._replace(batch=1), how)
-            flops[key] = per_datum["flops_per_step"]
+            flops[key] = per_datum.get("flops_per_step", 0)
         count = case.batch * flops.get(key, 0)
         rows.append(run(arguments.what, case, how, count, arguments.timeout))
+        if arguments.note:
+            rows[-1]["note"] = arguments.note
         write(path, rows)  # each, because a later one may take the machine down
         print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     print(table(rows[before:]))

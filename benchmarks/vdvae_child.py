@@ -34,6 +34,7 @@ class How(NamedTuple):
     warmup: int = 3
     sample_batch: int = 64
     limit_gib: float | None = None
+    least: int = 1
     most: int = 4096
     released: str | None = None
 
@@ -115,7 +116,10 @@ def measure(case: Case, how: How) -> dict[str, Any]:
     for _ in range(how.warmup):
         trainee.step(x)
     forget_peak(case.device)
+    begun = time.process_time()
     times = [seconds(case.device, lambda: trainee.step(x), how.steps) for _ in range(how.windows)]
+    # What a busy machine disturbs least, as long as there is one thread.
+    cpu = (time.process_time() - begun) / (how.windows * how.steps)
     peak = peak_gib(case.device)
     rates.append(matrix_rate(case))
     median = statistics.median(times)
@@ -124,6 +128,7 @@ def measure(case: Case, how: How) -> dict[str, Any]:
         "parameters": trainee.parameters,
         "seconds": times,
         "seconds_per_step": median,
+        "cpu_seconds_per_step": cpu,
         "images_per_s": case.batch / median,
         "first_step_seconds": first,
         "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"] if compiled else None,
@@ -164,16 +169,16 @@ def largest(case: Case, how: How) -> dict[str, Any]:
         print(f"batch {batch}: {peak:.2f} GiB, {time:.2f} s", file=sys.stderr)
         return peak if cuda or how.limit_gib is None or peak <= how.limit_gib else None
 
-    batch, peaks = search(peak_at, how.most)
+    batch, peaks = search(peak_at, how.most, how.least)
     return {"largest_batch": batch, "most": how.most, "peak_memory_gib_at": peaks}
 
 
 def search(
-    peak_at: Callable[[int], float | None], most: int
+    peak_at: Callable[[int], float | None], most: int, least: int = 1
 ) -> tuple[int, dict[int, float | None]]:
     """Double, then bisect, to within a sixteenth; returns what fits, and every trial's peak."""
     peaks: dict[int, float | None] = {}
-    low, high, batch = 0, most + 1, 1
+    low, high, batch = 0, most + 1, least
     while low < batch < high:
         peaks[batch] = peak_at(batch)
         low, high = (low, batch) if peaks[batch] is None else (batch, high)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ladder.build import build_model, resolve
 from ladder.config import Config, ModelConfig
-from ladder.model import HierarchicalVAE
+from ladder.execution import compile_layers
 from ladder.objectives import elbo
 from ladder.sampling import sample
 from ladder.train.state import choose_device, new_state
@@ -30,6 +30,7 @@ class Case(NamedTuple):
     recompute: bool = False
     channels_last: bool | None = None  # None takes the library's rule
     code: str = "ladder"  # or released
+    backend: str = "inductor"  # of what is compiled
 
 
 class Trainee(NamedTuple):
@@ -59,7 +60,7 @@ def ours(case: Case) -> Trainee:
     config = configured(case)
     state = new_state(config, choose_device(case.device))
     if case.mode == "compiled":
-        compile_parts(state.model)
+        compile_layers(state.model, case.backend)
 
     def counts() -> dict[str, int]:
         left_out = int(state.skipping.skipped)
@@ -71,15 +72,6 @@ def ours(case: Case) -> Trainee:
         sample=lambda n: sample(state.model, n).sample().mul(255).byte().cpu(),
         counts=counts,
     )
-
-
-def compile_parts(model: HierarchicalVAE) -> None:
-    """Compile every stochastic layer and encoder block; equal ones share a graph."""
-    # All layers share one line of code, and its graphs, one for each resolution and kind, are
-    # more than dynamo's limit of 8.
-    torch._dynamo.config.recompile_limit = 64
-    for part in [*model.bottom_up.blocks, *model.top_down.layers.values()]:
-        part.compile(fullgraph=True, dynamic=False)
 
 
 def images(case: Case, n: int) -> Tensor:
