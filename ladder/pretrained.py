@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from ladder.errors import UserError
 from ladder.files import write_atomic
 from ladder.model import HierarchicalVAE
 from ladder.noise import seeded
+from ladder.released import difference
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PICKLES = (b"\x80", b"PK")  # a bare pickle, and the zip that torch.save writes
@@ -181,52 +181,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) ->
         UserError: With the difference, grouped by layer; the model is then untouched.
     """
     own = model.state_dict()
-    lines = difference(own, weights)
+    expected = {name: tuple(t.shape) for name, t in own.items()}
+    found = {name: tuple(t.shape) for name, t in weights.items()}
+    lines = difference(expected, found, layer=r".*?\.z\d+|[^.]+")
     if lines:
         raise UserError(f"{where}: weights of another model:\n" + "\n".join(lines))
     model.load_state_dict(dict(weights))
-
-
-def difference(own: Mapping[str, Tensor], other: Mapping[str, Tensor], most: int = 8) -> list[str]:
-    """How two state dicts differ, a line for each layer or part.
-
-    Args:
-        own: What the model has.
-        other: What the file has.
-        most: Lines at the most; the last then says how many are left out.
-
-    Returns:
-        The lines; none if names and shapes agree.
-    """
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in sorted({*own, *other}):
-        prefix, rest = _split(name)
-        if name not in other:
-            groups[prefix].append(f"{rest} missing")
-        elif name not in own:
-            groups[prefix].append(f"{rest} unexpected")
-        elif own[name].shape != other[name].shape:
-            groups[prefix].append(f"{rest} {_shape(other[name])}, not {_shape(own[name])}")
-    lines = [f"  {prefix}: {_shorten(items)}" for prefix, items in groups.items()]
-    return (
-        lines if len(lines) <= most else [*lines[:most], f"  and {len(lines) - most} more parts"]
-    )
-
-
-def _split(name: str) -> tuple[str, str]:
-    match = re.match(r"(.*?\.z\d+)\.(.*)|([^.]+)\.(.*)", name)
-    if match is None:
-        return "model", name
-    return (match[1], match[2]) if match[1] else (match[3], match[4])
-
-
-def _shape(tensor: Any) -> str:
-    return "x".join(str(n) for n in tensor.shape) or "scalar"
-
-
-def _shorten(items: list[str], most: int = 3) -> str:
-    more = f", and {len(items) - most} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + more
 
 
 def pointed(folder: Path, pointer: str) -> Path | None:

@@ -74,13 +74,13 @@ def difference(
         elif tuple(expected[key]) != tuple(found[key]):
             groups[place].append(f"{rest} {_size(found[key])}, not {_size(expected[key])}")
     lines = [f"  {place}: {_few(items)}" for place, items in groups.items()]
-    more = [f"  and {len(lines) - most} more layers"] if len(lines) > most else []
+    more = [f"  and {len(lines) - most} more parts"] if len(lines) > most else []
     return lines[:most] + more
 
 
 def _split(key: str) -> tuple[str, str]:
     head, _, rest = key.partition(".")
-    return head, rest
+    return (head, rest) if rest else ("model", key)
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
