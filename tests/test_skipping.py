@@ -213,8 +213,11 @@ def test_a_run_that_learns_nothing_any_more_says_so_once(
 ) -> None:
     words = ["data=digits", "train.skip_norm=1e-9", "train.steps=260", "train.batch_size=4"]
     ladder.fit(resolve("mnist_2layer", [*words, "train.log_every=50"]), tmp_path / "run")
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
-    assert line.startswith("step 100: the last 100 steps were all left out; raise train.skip_norm")
+    first, last = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert first.startswith(
+        "step 100: the last 100 steps were all left out; raise train.skip_norm"
+    )
+    assert last.endswith("run: of 260 steps the last 260 were left out")
     assert read_metrics(tmp_path / "run")[-2]["train/skipped"] == 260
 
 

@@ -244,8 +244,8 @@ def _loop(
             run.record(setup.out, setup.config)
         if stop is not None:
             raise Stopped(stop, f"stopped at step {done}; go on with --resume {setup.out}")
-    if not _sound(state):
-        progress.note(f"{setup.out}: the last steps were not finite, and so were left out")
+    if row := int(state.skipping.row.item()):
+        progress.note(f"{setup.out}: of {state.step} steps the last {row} were left out")
     return evaluation or _evaluate(setup, state)
 
 
