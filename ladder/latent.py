@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ladder.distributions import Normal, Posterior
+from ladder.errors import UserError
 
 
 class Latent(NamedTuple):
@@ -41,8 +42,16 @@ def draw(
 
     Returns:
         The latent; `q` and `kl` are set only when z came from the posterior.
+
+    Raises:
+        UserError: If z has another shape than its prior.
     """
     if z is not None:
+        if z.shape != p.mean.shape:
+            raise UserError(
+                f"a latent is given as {list(z.shape)}, but its prior has {list(p.mean.shape)}; "
+                "give as many values"
+            )
         return Latent(z, p)
     if q is not None:
         z = q.rsample()

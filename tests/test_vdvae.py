@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import ladder
 from ladder.build import build_model, list_systems, resolve
 from ladder.errors import UserError
 from ladder.execution import compile_layers
@@ -613,3 +614,9 @@ def test_impossible_declarations(changes: dict[str, Any], sentence: str) -> None
 def test_images_of_the_wrong_kind(x: Tensor, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make()(x)
+
+
+def test_a_latent_of_the_wrong_shape() -> None:
+    sentence = r"given as \[2, 4\], but its prior has \[2, 4, 1, 1\]"
+    with pytest.raises(UserError, match=sentence):
+        ladder.decode(make(), {"z6": torch.zeros(2, 4)})
