@@ -285,3 +285,139 @@ def test_what_the_system_says_about_its_memory(
     assert memory.available() == 6000 * 1024
     info.write_text("MemTotal: 9000 kB\n")  # of an old kernel
     assert memory.available() == physical
+
+
+@pytest.mark.parametrize(
+    ("stored", "shape"),
+    [
+        ((6, 5, 3), [3, 6, 5]),
+        ((3, 6, 5), [3, 6, 5]),
+        ((6, 5), [1, 6, 5]),
+        ((7,), [7]),
+    ],
+)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_mapped_array_gives_the_same_batches(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    stored: tuple[int, ...],
+    shape: list[int],
+    order: str,
+) -> None:
+    path, settings = tmp_path / "a.npy", {"shuffle": 5, "validation": 4}
+    np.save(path, np.asarray(noise(40, *stored), order=order))
+    eager = read(path, shape, **settings)
+    monkeypatch.setattr(arrays, "MAPPED", path.stat().st_size)
+    assert_same(read(path, shape, **settings), eager)
+    monkeypatch.setattr(arrays, "MAPPED", path.stat().st_size + 1)
+    assert isinstance(read(path, shape).train, Tensor)
+
+
+def test_a_mapped_array_is_resized_as_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, settings = tmp_path / "a.npy", {"resize": [3, 5], "channels": 1}
+    np.save(path, noise(30, 8, 6, 3))
+    eager = read(path, [1, 3, 5], **settings)
+    monkeypatch.setattr(arrays, "MAPPED", 1)
+    assert_same(read(path, [1, 3, 5], **settings), eager)
+    with pytest.raises(UserError, match=r"give data.resize=\[4,4\], or model.shape=\[3,8,6\]"):
+        read(path, [3, 4, 4])
+
+
+@pytest.mark.parametrize("binarize", ["static", "dynamic"])
+def test_a_mapped_array_that_fits_is_drawn_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, binarize: str
+) -> None:
+    np.save(tmp_path / "a.npy", noise(40, 9))
+    eager = read(tmp_path / "a.npy", [9], binarize=binarize, validation=3)
+    monkeypatch.setattr(arrays, "MAPPED", 1)
+    lazy = read(tmp_path / "a.npy", [9], binarize=binarize, validation=3)
+    assert isinstance(lazy.train, Rows) == (binarize == "dynamic")
+    for name in PARTS:
+        assert torch.equal(everything(getattr(lazy, name)), getattr(eager, name))
+    assert set(lazy.test.unique().tolist()) == {0, 255}
+
+
+@pytest.mark.parametrize("grey_row", [None, 0, 16, 39])
+def test_a_mapped_array_of_zeros_and_ones_is_looked_at_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, grey_row: int | None
+) -> None:
+    x, path = noise(40, 9) % 2, tmp_path / "a.npy"
+    if grey_row is not None:
+        x[grey_row, 4] = 2
+    np.save(path, x)
+    monkeypatch.setattr(arrays, "MAPPED", 1)
+    splits = read(path, [9])
+    want = x * 255 if grey_row is None else x
+    assert np.array_equal(everything(splits.train).numpy(), want[:36])
+    assert np.array_equal(everything(splits.test).numpy(), want[36:])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.bool_])
+def test_only_bytes_are_mapped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: type
+) -> None:
+    np.save(tmp_path / "a.npy", (noise(20, 5) % 2).astype(dtype))
+    eager = read(tmp_path / "a.npy", [5])
+    monkeypatch.setattr(arrays, "MAPPED", 1)
+    assert torch.equal(read(tmp_path / "a.npy", [5]).train, eager.train)
+
+
+def test_a_file_larger_than_the_memory_is_not_read(tmp_path: Path) -> None:
+    # A tebibyte with holes: the disk keeps what is written, and reading all of it would take
+    # longer than anyone waits, and more memory than there is.
+    n = 2**40 // (1024 * 1024 * 3)
+    path = tmp_path / "a.npy"
+    header = {"descr": "|u1", "fortran_order": False, "shape": (n, 1024, 1024, 3)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_2_0(file, header)
+        begin = file.tell()
+        file.write(bytes([7, 8, 9]))
+        file.seek(begin + (n - 1) * 3 * 2**20 + 3 * 1025)  # the last image, row 1, column 1
+        file.write(bytes([10, 11, 12]))
+        file.truncate(begin + n * 3 * 2**20)
+    assert path.stat().st_blocks * 512 < 2**24
+    splits = read(path, [3, 1024, 1024], shuffle=0)
+    assert (len(splits.train), len(splits.test)) == (n - n // 10, n // 10)
+    order = np.random.RandomState(0).permutation(n)
+    for row, corner, pixel in ((0, 0, (7, 8, 9)), (n - 1, 1, (10, 11, 12))):
+        (at,) = np.flatnonzero(order == row)
+        part, at = (
+            (splits.train, at) if at < len(splits.train) else (splits.test, at - n + n // 10)
+        )
+        image = (take(part, torch.tensor([at]), CPU) * 255).round()[0]
+        assert tuple(image[:, corner, corner].tolist()) == pixel
+        assert image.sum() == sum(pixel)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (lambda file: np.save(file, np.array([[{}], [{}]]), allow_pickle=True), "Python objects"),
+        (lambda file: file.write(b"no array"), "cannot be read as a NumPy file"),
+    ],
+)
+def test_large_files_that_cannot_be_mapped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: object, sentence: str
+) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        content(file)
+    monkeypatch.setattr(arrays, "MAPPED", 1)
+    with pytest.raises(UserError, match=sentence):
+        read(tmp_path / "a.npy", [4])
+
+
+def test_a_large_file_that_is_cut_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, noise(100, 64))
+    path.write_bytes(path.read_bytes()[:3000])
+    monkeypatch.setattr(arrays, "MAPPED", 1)
+    with pytest.raises(UserError, match=r"cannot be read as a NumPy file .*may be cut off"):
+        read(path, [64])
+
+
+def test_integers_of_16_bits_say_how_to_scale_them(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[0, 65535], [1, 2]], dtype=np.uint16))
+    with pytest.raises(UserError, match=r"integers from 0 to 65535; scale them to 0 to 255, or"):
+        read(tmp_path / "a.npy", [2])
