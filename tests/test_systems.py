@@ -117,7 +117,11 @@ def scales(*sizes: int) -> list[dict[str, int]]:
 
 # Published models with all their parts, but narrow.
 NARROW: dict[str, dict[str, Any]] = {
-    "lvae_conv_mnist": {"filters": 8, "layers": [{"channels": 4, "downsample": 1, "repeat": 3}]},
+    "lvae_conv_mnist": {
+        "filters": 8,
+        "blocks_per_layer": 2,
+        "layers": [{"channels": 4, "downsample": 1, "repeat": 3}],
+    },
     **{
         name: {"layers": [{"dim": 6 - i, "hidden": 24 - 4 * i} for i in range(depth)]}
         for name, depth in [
