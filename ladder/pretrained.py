@@ -204,9 +204,8 @@ def trained(folder: Path) -> Path | None:
 
 def _local(source: str | Path) -> Path:
     folder = Path(source)
-    last = pointed(folder / "checkpoints", "last")
-    if last is not None:
-        return last
+    if (place := trained(folder)) is not None:
+        return place
     if folder.is_dir():
         return folder
     if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and source[0] != ".":

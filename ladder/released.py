@@ -1,4 +1,4 @@
-"""What every system's `convert_released` shares: their names to ours, strictly."""
+"""Names and shapes of state dicts, strictly: how two differ, and theirs under our names."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import write_images
 from PIL import Image
 
 from ladder.config import DataConfig
@@ -27,13 +28,6 @@ def read(path: Path, shape: list[int], **settings: object) -> Splits:
 def save(path: Path, **arrays: np.ndarray) -> Path:
     np.savez(path, **arrays)
     return path
-
-
-def write_images(folder: Path, images: np.ndarray) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-        Image.fromarray(pixels).save(folder / f"{i:03}.png")
 
 
 # Arrays

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from image_files import write_images
 from PIL import Image
 from torch import Tensor
 
@@ -32,13 +33,6 @@ def noise(*shape: int) -> np.ndarray:
 
 def read(path: Path, shape: list[int], **settings: object) -> Splits:
     return load(DataConfig(name=str(path), **settings), shape)
-
-
-def write_images(folder: Path, images: np.ndarray) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-        Image.fromarray(pixels).save(folder / f"{i:03}.png")
 
 
 def everything(part: Data) -> Tensor:
@@ -421,3 +415,9 @@ def test_integers_of_16_bits_say_how_to_scale_them(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([[0, 65535], [1, 2]], dtype=np.uint16))
     with pytest.raises(UserError, match=r"integers from 0 to 65535; scale them to 0 to 255, or"):
         read(tmp_path / "a.npy", [2])
+
+
+def test_a_row_by_a_number_of_numpy() -> None:
+    rows = Rows(lambda index: index.to(torch.uint8).view(-1, 1), torch.arange(5), [1])
+    assert torch.equal(rows[np.int64(3)], rows[3])
+    assert rows[3].tolist() == [3]

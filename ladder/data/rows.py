@@ -60,9 +60,9 @@ class Rows:
     def __getitem__(self, at: slice | Tensor) -> Rows: ...
 
     def __getitem__(self, at: int | slice | Tensor) -> Tensor | Rows:
-        if isinstance(at, int):
-            return self._gather(self._index[at].view(1))[0]
-        return Rows(self._gather, self._index[at], self._datum)
+        if isinstance(at, slice | Tensor):
+            return Rows(self._gather, self._index[at], self._datum)
+        return self._gather(self._index[at].view(1))[0]
 
     def read(self, index: Tensor) -> Tensor:
         """Read some of them.

@@ -1,9 +1,9 @@
 """VD-VAE: very deep, deterministic up, stochastic down, everything through one residual stream.
 
-Generative model:   p(z_L) prod_l p(z_l | z_>l) p(x | z)                     (paper, eq. 1 and 2)
-Inference:          q(z_L | x) prod_l q(z_l | z_>l, x), drawn going down     (eq. 3)
-Objective:          log p(x | z) - sum_l KL(q_l || p_l), closed form         (eq. 4)
-Layer:              figure 3: x <- x + prior's residual + W z, then a residual block
+Generative model:   p(z_L) prod_l p(z_l | z_>l) p(x | z)
+Inference:          q(z_L | x) prod_l q(z_l | z_>l, x), drawn going down
+Objective:          log p(x | z) - sum_l KL(q_l || p_l), closed form
+Layer:              x <- x + the prior's residual + W z, then a residual block
 
 State: a feature map x for every resolution, `{resolution: [B, width, r, r]}`; layers of one
 resolution change the same map, and the first of them adds the map of a smaller one, enlarged.
