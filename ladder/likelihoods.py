@@ -343,7 +343,8 @@ class CategoricalSpec(LikelihoodSettings):
     """Bits of a level; the data are 8-bit and lose the rest."""
 
 
-def _kind(value: Any) -> Any:
+def kind_of(value: Any) -> Any:
+    """The kind of a likelihood that a configuration, or a caller, gives in any form."""
     if isinstance(value, Mapping):
         return value.get("kind")
     return value if isinstance(value, str) else getattr(value, "kind", None)
@@ -355,7 +356,7 @@ Likelihood = Annotated[
     | Annotated[LogisticSpec, Tag("logistic")]
     | Annotated[LogisticMixtureSpec, Tag("logistic_mixture")]
     | Annotated[CategoricalSpec, Tag("categorical")],
-    Discriminator(_kind),
+    Discriminator(kind_of),
 ]
 
 

@@ -1,0 +1,74 @@
+"""Batch norm over the batch of all processes, on any device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch import distributed as dist
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm; while processes train together, with the statistics of their whole batch.
+
+    The same as torch's in a single process, and like torch's `SyncBatchNorm`, which knows GPUs
+    only, among several: each may have another number of data. Two exchanges forward and two
+    backward, of as many numbers as there are channels, so that no variance is a difference of two
+    large numbers.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `[B, C, H, W]` channel by channel."""
+        if not (self.training and processes() > 1):
+            return super().forward(x)
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = values.new_full((1,), values.numel() / values.shape[1])
+        sums = total(torch.cat([count, values.sum((0, 2, 3))]))
+        mean = sums[1:] / sums[0]
+        centred = values - _by_channel(mean)
+        variance = total(centred.square().sum((0, 2, 3))) / sums[0]
+        self._follow(mean, variance * sums[0] / (sums[0] - 1.0))
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (centred * _by_channel(scale) + _by_channel(self.bias)).to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Let the running statistics take up those of a batch."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        self.num_batches_tracked.add_(1)
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum over all processes, which all get it, and whose gradients reach all of them."""
+    summed: Tensor = _Total.apply(values)
+    return summed
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].contiguous().clone()
+        dist.all_reduce(summed)
+        return summed
+
+
+def _by_channel(values: Tensor) -> Tensor:
+    return rearrange(values, "c -> c 1 1")
