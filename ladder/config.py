@@ -64,11 +64,15 @@ class LinearSchedule(Settings):
 
     kind: Literal["linear"]
     steps: Count
-    """Optimiser steps until `end` is reached."""
+    """Optimiser steps of the line, until `end` is reached."""
     start: NonNegative = 0.0
     """Weight at step 0."""
     end: NonNegative = 1.0
     """Weight from `steps` on."""
+    delay: NonNegative = 0.0
+    """Optimiser steps before the line begins; it may begin between two steps."""
+    least: NonNegative = 0.0
+    """The weight is never less than this."""
 
 
 class CosineSchedule(Settings):
@@ -127,6 +131,18 @@ class Balance(Settings):
     below 1, as NVAE does."""
 
 
+class Penalties(Settings):
+    """What weights cost besides the KL."""
+
+    spectral: NonNegative = 0.0
+    """Weight of the sum of the largest singular values of all convolutions."""
+    batch_norm: NonNegative = 0.0
+    """Weight of the sum over all batch norms of their largest scale, in size."""
+    start: Positive | None = None
+    """Both weights where the annealing of the KL is 0; from there they go geometrically to their
+    own, which they have where it is 1. null always has those."""
+
+
 Inherit = Literal["inherit"]
 
 
@@ -165,6 +181,8 @@ class ObjectiveConfig(Settings):
     """How fast multipliers learn: the most that the logarithm of one grows in a step."""
     balance: Balance | None = None
     """Balancing of the layers early in training; null for none."""
+    penalties: Penalties | None = None
+    """Penalties of weights; null for none."""
     layers: dict[str, LayerObjective] = {}
     """Settings of single layers, by name (`z1`) or pattern (`z[2-5]`, `*`). Of several patterns
     that fit, a later one wins field by field; a name wins over patterns."""
@@ -175,7 +193,7 @@ class ObjectiveConfig(Settings):
         if isinstance(schedule, ConstantSchedule):
             least = schedule.value
         else:
-            least = min(schedule.start, schedule.end)
+            least = max(min(schedule.start, schedule.end), getattr(schedule, "least", 0.0))
         if self.balance is not None and self.balance.steps is None and least >= 1.0:
             raise ValueError(
                 "'balance' acts while 'kl_annealing' is below 1, which it never is; "
@@ -208,6 +226,18 @@ class DataConfig(Settings):
     chooses nothing."""
     hold_out: Literal["last", "first"] = "last"
     """From which end of the training data `validation` is taken."""
+    flip: bool = False
+    """Whether each image of a training batch is mirrored, left to right, half of the times."""
+
+
+class CosineDecay(Settings):
+    """Half a cosine from the rate that the warm-up has reached down to `end` at the last step."""
+
+    kind: Literal["cosine"]
+    end: NonNegative = 0.0
+    """Learning rate of the last step."""
+    every: Count = 1
+    """Steps between two changes of the rate; as many as an epoch has, for a rate by epoch."""
 
 
 class TrainConfig(Settings):
@@ -230,6 +260,8 @@ class TrainConfig(Settings):
     """Steps over which the learning rate rises linearly to `lr`."""
     warmup_from_zero: bool = False
     """Whether the rate of the first step is 0, as where a schedule moves after the step."""
+    lr_decay: CosineDecay | None = None
+    """How the learning rate falls after the warm-up; null keeps it."""
     betas: Annotated[
         list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
     ] = [0.9, 0.999]

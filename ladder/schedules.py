@@ -20,9 +20,29 @@ def constant(step: Step, value: float = 1.0) -> Tensor:
     return torch.full_like(_float64(step), value)
 
 
-def linear(step: Step, steps: int, start: float = 0.0, end: float = 1.0) -> Tensor:
-    """Straight line from `start` at step 0 to `end` at `steps`, then flat."""
-    return start + (end - start) * (_float64(step) / steps).clamp(max=1.0)
+def linear(
+    step: Step,
+    steps: int,
+    start: float = 0.0,
+    end: float = 1.0,
+    delay: float = 0.0,
+    least: float = 0.0,
+) -> Tensor:
+    """Straight line from `start` at step `delay` to `end` so many `steps` later, flat around it.
+
+    Args:
+        step: Optimiser step.
+        steps: Steps of the line.
+        start: Value before it, and where it begins.
+        end: Value after it.
+        delay: Steps before it.
+        least: What the value never is below.
+
+    Returns:
+        The value at `step`, 0-dim.
+    """
+    progress = ((_float64(step) - delay) / steps).clamp(0.0, 1.0)
+    return (start + (end - start) * progress).clamp(min=least)
 
 
 def cosine(step: Step, steps: int, start: float = 0.0, end: float = 1.0) -> Tensor:

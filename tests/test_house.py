@@ -22,6 +22,7 @@ RANKS: list[set[str]] = [
     {"config", "schedules", "distributions"},
     {"parse", "presets", "data", "latent", "released"},
     {"model"},
+    {"weightnorm", "batchnorm"},
     {"layers", "merges", "priors", "inference", "nets", "flows", "likelihoods", "logistics"},
     {"systems"},
     {"build"},

@@ -481,7 +481,7 @@ def test_a_gradient_that_overflows_names_where_it_began(tmp_path: Path) -> None:
     state = new_state(config, setup.device)
     spoiled = state.model.likelihood[0].weight.register_hook(lambda g: g * float("nan"))
     before = state.model.top_down.finish[0].weight.register_hook(lambda g: g * float("nan"))
-    clause = first_offender(state.model, next(batches(setup, 0)), 0, config)
+    clause = first_offender(state, next(batches(setup, 0)), 0, config)
     spoiled.remove()
     before.remove()
     assert clause == "the gradient of module likelihood.0.weight"

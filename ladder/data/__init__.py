@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ladder.data.batches import binarize, permutation, place, take
+from ladder.data.batches import binarize, flipped, permutation, place, take
 from ladder.data.rows import Data, Rows
 from ladder.data.sets import Splits, load
 
-__all__ = ["Data", "Rows", "Splits", "binarize", "load", "permutation", "place", "take"]
+__all__ = ["Data", "Rows", "Splits", "binarize", "flipped", "load", "permutation", "place", "take"]

@@ -97,6 +97,19 @@ def _rows(images: Data, index: Tensor, device: torch.device) -> Tensor:
     return torch.index_select(images, 0, index, out=rows)
 
 
+def flipped(x: Tensor) -> Tensor:
+    """Mirror each image, left to right, with probability 1/2.
+
+    Args:
+        x: Images, floating point [B, C, H, W].
+
+    Returns:
+        The images, some of them mirrored.
+    """
+    mirrored = torch.rand_like(x[:, :1, :1, :1]) < 0.5
+    return torch.where(mirrored, x.flip(-1), x)
+
+
 def binarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw zeros and ones with the grey values as probabilities.
 

@@ -33,6 +33,7 @@ from ladder.train.ema import averaged
 from ladder.train.state import State
 
 STATE = "state.pt"
+LATER = ("multipliers", "skipping", "penalising")
 
 
 def save(folder: Path, state: State, keep: int) -> Path:
@@ -95,6 +96,7 @@ def _rest(state: State) -> dict[str, Any]:
         "meter": state.meter.state_dict(),
         "multipliers": state.multipliers and state.multipliers.state_dict(),
         "skipping": state.skipping.state_dict(),
+        "penalising": state.penalising and state.penalising.state_dict(),
     }
 
 
@@ -150,6 +152,8 @@ def _take_up(rest: dict[str, Any], state: State) -> None:
     state.meter.load_state_dict(rest["meter"])
     if state.multipliers is not None and rest["multipliers"] is not None:
         state.multipliers.load_state_dict(rest["multipliers"])
+    if state.penalising is not None and rest["penalising"] is not None:
+        state.penalising.load_state_dict(rest["penalising"])
     if rest["skipping"] is not None:
         state.skipping.load_state_dict(rest["skipping"])
     state.step = rest["step"]
@@ -182,7 +186,7 @@ def _read_rest(path: Path) -> dict[str, Any]:
         rest = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         needed = {key: rest[key] for key in ("step", "optimizer", "weights", "meter")}
         # Older ones have none of these.
-        return {**needed, **{key: rest.get(key) for key in ("multipliers", "skipping")}}
+        return {**needed, **{key: rest.get(key) for key in LATER}}
     except (
         OSError,
         RuntimeError,

@@ -9,41 +9,36 @@ from typing import Any
 from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig
-from ladder.model import HierarchicalVAE
 from ladder.sampling import layer_names
-from ladder.train.multipliers import Multipliers
 from ladder.train.schemes import layer_schemes, weights_at
+from ladder.train.state import State
 from ladder.train.step import forward_terms, prepare
 
 
 def first_offender(
-    model: HierarchicalVAE,
-    x: Tensor,
-    step: int,
-    config: Config[ModelConfig],
-    multipliers: Multipliers | None = None,
+    state: State, x: Tensor, step: int, config: Config[ModelConfig]
 ) -> str:
     """Run a failed step again and find what was the first to be not finite.
 
     Args:
-        model: The model with the weights the step began with.
+        state: The run, with the weights the step began with.
         x: The step's data, before binarisation.
         step: The step, so that its noise is the same.
         config: The run's configuration.
-        multipliers: Those of the run.
 
     Returns:
         A clause that names layer and module: of a weight, else of the forward pass in the order
-        of execution, else of a term of the objective, else of the first gradient in the order of
-        the backward pass.
+        of execution, else of a term of the objective or a penalty, else of the first gradient in
+        the order of the backward pass.
     """
+    model = state.model
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             return f"the weight {_place(name)}"
     found: list[str] = []
     with _watched(model, found):
         schemes = layer_schemes(config.objective, layer_names(model))
-        weights = weights_at(config.objective, schemes, multipliers, step)
+        weights = weights_at(config.objective, schemes, state.multipliers, step)
         terms = forward_terms(model, prepare(x, step, config), weights, config)
     if found:
         return f"the output of {_place(found[0])}"
@@ -52,7 +47,12 @@ def first_offender(
             return f"the KL of layer {name}"
     if not terms.log_px.isfinite().all():
         return "the log-likelihood, module likelihood"
-    gradient = _first_gradient(model, terms.loss)
+    costs = {} if state.penalising is None else state.penalising(step)
+    for name, cost in costs.items():
+        if not cost.value.isfinite().all():
+            return f"the penalty {name}"
+    loss = sum((cost.weighted for cost in costs.values()), terms.loss)
+    gradient = _first_gradient(model, loss)
     if gradient is not None:
         return f"the gradient of {_place(gradient)}"
     return "nothing that running the step again shows"

@@ -118,7 +118,8 @@ def fit(
         run.check_same(out, config)
     setup = set_up(config, out)
     started = resume and pointed(out / "checkpoints", "last") is not None
-    state = new_state(config, setup.device, None if started else _first(setup))
+    first = None if started else _first(setup)
+    state = new_state(config, setup.device, first, setup.total)
     _check_last_batch(setup, state.model)
     if resume:
         _check_imported(out)
@@ -277,7 +278,7 @@ def _log(setup: Setup, state: State, doctor: Doctor, progress: Progress, seconds
         **means,
         "train/beta": beta_at(setup.config.objective, step - 1).item(),
         **_kl_weights(setup, state, step - 1),
-        "train/lr": lr_at(setup.config.train, step - 1),
+        "train/lr": lr_at(setup.config.train, step - 1, setup.total),
         "train/images_per_s": state.meter.data / max(seconds, 1e-9),
     }
     if "train/elbo" in means:
@@ -316,7 +317,7 @@ def _check(setup: Setup, state: State) -> None:
         return
     step = int(state.healthy.item())
     x = next(batches(setup, step))
-    offender = first_offender(state.model, x, step, setup.config, state.multipliers)
+    offender = first_offender(state, x, step, setup.config)
     last = pointed(setup.out / "checkpoints", "last")
     where = f"the last good checkpoint is {last.name}" if last else "no checkpoint was written yet"
     raise WorkFailed(

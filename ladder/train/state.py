@@ -18,6 +18,7 @@ from ladder.sampling import layer_names
 from ladder.train.adamax import Adamax
 from ladder.train.meter import Meter
 from ladder.train.multipliers import Multipliers
+from ladder.train.penalising import Penalising
 from ladder.train.schemes import Schemes, layer_schemes, new_multipliers
 from ladder.train.skipping import Skipping
 
@@ -42,6 +43,8 @@ class State:
         meter: Sums of the metrics since they were last written.
         schemes: What the objective says about every layer.
         multipliers: Those that hold the KL of layers at their targets; `None` without targets.
+        penalising: The penalties of weights; `None` without any.
+        total: Steps of the whole training, if the learning rate asks for them.
     """
 
     model: HierarchicalVAE
@@ -57,10 +60,15 @@ class State:
     meter: Meter
     schemes: Schemes
     multipliers: Multipliers | None
+    penalising: Penalising | None
+    total: int | None
 
 
 def new_state(
-    config: Config[ModelConfig], device: torch.device, first: Tensor | None = None
+    config: Config[ModelConfig],
+    device: torch.device,
+    first: Tensor | None = None,
+    total: int | None = None,
 ) -> State:
     """Build the model and its optimiser, seeded by the configuration.
 
@@ -70,18 +78,21 @@ def new_state(
         first: Data for data-dependent initialisation, `[B, *shape]` in [0, 1] on the device, if
             the model's system has a function `initialise`; `None` for weights that a checkpoint
             will replace.
+        total: Steps of the whole training; `None` takes `train.steps`, if that is said.
 
     Returns:
         The state before the first step.
 
     Raises:
-        UserError: If the objective does not fit the model's layers.
+        UserError: If the objective does not fit the model.
     """
     with seeded(config.train.seed):
         model = build_model(config=config).to(device)
         _arrange(model, config, device)
         if first is not None:
             _initialise(model, binarize(first) if config.data.binarize == "dynamic" else first)
+        penalties = config.objective.penalties
+        penalising = Penalising(config.objective, model) if penalties is not None else None
     schemes = layer_schemes(config.objective, layer_names(model))
     multipliers = new_multipliers(config.objective, schemes, device)
     parameters = list(model.parameters())
@@ -105,6 +116,8 @@ def new_state(
         meter=Meter(device),
         schemes=schemes,
         multipliers=multipliers,
+        penalising=penalising,
+        total=total or config.train.steps,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig, TrainConfig
-from ladder.data import binarize
+from ladder.data import binarize, flipped
 from ladder.model import HierarchicalVAE
 from ladder.noise import reseed
 from ladder.objectives import Terms, elbo
@@ -15,12 +17,30 @@ from ladder.train.schemes import Weights, annealings_at, weights_at
 from ladder.train.state import State, memory_format
 
 
-def lr_at(train: TrainConfig, step: int) -> float:
-    """Learning rate of a step: a linear rise over the warm-up, then flat."""
-    if step >= train.warmup_steps:
+def lr_at(train: TrainConfig, step: int, total: int | None = None) -> float:
+    """Learning rate of a step: a linear rise over the warm-up, then flat or a decay.
+
+    Args:
+        train: The training section.
+        step: The step.
+        total: Steps of the whole training, at whose end a decay ends; not needed without one.
+
+    Returns:
+        The rate.
+    """
+    if step < train.warmup_steps:
+        before = 0 if train.warmup_from_zero else 1
+        return train.lr * (step + before) / (train.warmup_steps + before)
+    decay = train.lr_decay
+    if decay is None:
         return train.lr
-    before = 0 if train.warmup_from_zero else 1
-    return train.lr * (step + before) / (train.warmup_steps + before)
+    assert total is not None
+    # Goes on from the last rate of the warm-up, as published, which is a step below `lr`.
+    peak = lr_at(train, train.warmup_steps - 1) if train.warmup_steps else train.lr
+    stair = (step - train.warmup_steps) // decay.every
+    last = (total - 1 - train.warmup_steps) // decay.every
+    share = min(stair / last, 1.0) if last else 0.0
+    return decay.end + (peak - decay.end) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 def forward_terms(
@@ -34,8 +54,9 @@ def forward_terms(
 
 
 def prepare(x: Tensor, step: int, config: Config[ModelConfig]) -> Tensor:
-    """Begin a step: seed its noise, and binarise the batch if it is to be drawn anew."""
+    """Begin a step: seed its noise, mirror and binarise the batch if that is to be drawn anew."""
     reseed(config.train.seed, step)
+    x = flipped(x) if config.data.flip else x
     x = binarize(x) if config.data.binarize == "dynamic" else x
     return x.to(memory_format=memory_format(config, x.device))
 
@@ -51,14 +72,16 @@ def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
     x = prepare(x, state.step, config)
     weights = weights_at(config.objective, state.schemes, state.multipliers, state.step)
     terms = forward_terms(state.model, x, weights, config)
+    costs = {} if state.penalising is None else state.penalising(state.step)
+    loss = sum((cost.weighted for cost in costs.values()), terms.loss)
     state.optimizer.zero_grad()
-    (terms.loss / x[0].numel() if config.objective.per == "dimension" else terms.loss).backward()
+    (loss / x[0].numel() if config.objective.per == "dimension" else loss).backward()
     norm = gradient_norm(state.parameters, config.train.grad_clip)
     if config.train.grad_clip_value is not None:
         nn.utils.clip_grad_value_(state.parameters, config.train.grad_clip_value)
-    finite = terms.loss.isfinite() & norm.isfinite()
+    finite = loss.isfinite() & norm.isfinite()
     judge(state, norm, finite)
-    state.optimizer.param_groups[0]["lr"] = lr_at(config.train, state.step)
+    state.optimizer.param_groups[0]["lr"] = lr_at(config.train, state.step, state.total)
     state.optimizer.step()
     if config.train.ema is not None:
         ema.update(state, config.train.ema)
@@ -66,7 +89,9 @@ def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
         annealing = annealings_at(state.schemes, state.step)
         state.multipliers.update(terms.kl, annealing, state.omitted)
     counted = finite if state.skipping.on else None
-    state.meter.add({**metrics(terms), "train/grad_norm": norm}, x.shape[0], counted)
+    logged = {f"penalty/{name}": cost.value for name, cost in costs.items()}
+    logged |= {**metrics(terms), "train/loss": loss, "train/grad_norm": norm}
+    state.meter.add(logged, x.shape[0], counted)
     state.step += 1
 
 

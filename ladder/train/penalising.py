@@ -1,0 +1,68 @@
+"""The objective's penalties of weights, and what they weigh at a step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ladder.config import ObjectiveConfig
+from ladder.penalties import BatchNormScales, SpectralNorms
+from ladder.train.schemes import annealing_at
+
+
+class Cost(NamedTuple):
+    """A penalty at a step.
+
+    Attributes:
+        value: The penalty itself, 0-dim.
+        weighted: What the loss adds, 0-dim.
+    """
+
+    value: Tensor
+    weighted: Tensor
+
+
+class Penalising:
+    """Computes the penalties that an objective names.
+
+    Args:
+        objective: The objective; it has penalties.
+        model: The model whose weights they are of.
+
+    Raises:
+        UserError: If the model has nothing that a penalty is of.
+    """
+
+    def __init__(self, objective: ObjectiveConfig, model: nn.Module) -> None:
+        assert objective.penalties is not None
+        self.penalties, self.annealing = objective.penalties, objective.kl_annealing
+        self.spectral = SpectralNorms(model) if self.penalties.spectral else None
+        self.batch_norm = BatchNormScales(model) if self.penalties.batch_norm else None
+
+    def __call__(self, step: int) -> dict[str, Cost]:
+        """The penalties by name; one that has no weight is not computed."""
+        costs = {}
+        if self.spectral is not None:
+            value = self.spectral()
+            costs["spectral"] = Cost(value, self._weight(self.penalties.spectral, step) * value)
+        if self.batch_norm is not None:
+            value = self.batch_norm()
+            weight = self._weight(self.penalties.batch_norm, step)
+            costs["batch_norm"] = Cost(value, weight * value)
+        return costs
+
+    def _weight(self, weight: float, step: int) -> Tensor:
+        """start^(1 - b) weight^b, where b is the annealing of the KL; 0-dim, on the host."""
+        share = annealing_at(self.annealing, step).clamp(max=1.0)
+        start = weight if self.penalties.start is None else self.penalties.start
+        return (start ** (1.0 - share) * weight**share).float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {"spectral": self.spectral and self.spectral.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what a checkpoint holds; a penalty that is new begins by itself."""
+        if self.spectral is not None and state["spectral"] is not None:
+            self.spectral.load_state_dict(state["spectral"])
