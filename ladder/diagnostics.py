@@ -27,7 +27,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from ladder.data import Data, take
-from ladder.distributions import ClosedDrawn, Drawn, Joined, Normal, Sampled
+from ladder.distributions import ClosedDrawn, Drawn, Flowed, Joined, Normal, Sampled
 from ladder.errors import UserError
 from ladder.latent import Latent
 from ladder.model import HierarchicalVAE
@@ -156,6 +156,7 @@ ESTIMATORS: dict[type, str] = {
     Normal: "closed form",
     ClosedDrawn: "closed form",
     Drawn: "sampled",
+    Flowed: "sampled",
     Joined: "closed form and sampled",
     Sampled: "sampled",
 }
