@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ladder.build import build_model as build_model
     from ladder.build import preset_config as preset_config
     from ladder.build import resolve as resolve
+    from ladder.calibration import recalibrate as recalibrate
     from ladder.config import Config as Config
     from ladder.diagnostics import Units as Units
     from ladder.diagnostics import active_units as active_units
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ladder.build": ("build_model", "preset_config", "resolve"),
+    "ladder.calibration": ("recalibrate",),
     "ladder.config": ("Config",),
     "ladder.diagnostics": (
         "Units",

@@ -150,7 +150,7 @@ def _train(args: Arguments) -> int:
     summary = fit(config, out, given=given, resume=resume, quiet=args.quiet)
     try:
         pictures = write_report(out)
-    except (UserError, OSError) as error:  # the model is trained and safe all the same
+    except (UserError, WorkFailed, OSError) as error:  # the model is trained and safe all the same
         pictures = []
         _tell(f"ladder: the report could not be written: {error}; try 'ladder report {out}'")
     _tell(_summary_text(config, summary))
@@ -268,6 +268,9 @@ def _describe_sample(parser: _Parser) -> None:
     parser.add_argument("--n", type=int, default=64, help="number of samples")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", default="1", help="of every prior, or z1=0.5,z2=0.8")
+    parser.add_argument(
+        "--recalibrate", type=int, metavar="STEPS", help="give batch norm the samples' statistics"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.png|.npy", help="default: in the run")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
 
@@ -277,7 +280,7 @@ def _sample(args: Arguments) -> int:
     from ladder.report.samples import read_temperature, write_samples
 
     temperature = read_temperature(args.temperature)
-    path = write_samples(args.run, args.n, temperature, args.seed, args.out)
+    path = write_samples(args.run, args.n, temperature, args.seed, args.out, args.recalibrate)
     print(json.dumps({"file": str(path), "n": args.n}) if args.json else path)
     return 0
 
@@ -318,7 +321,7 @@ def _presets(args: Arguments) -> int:
 def _describe_import(parser: _Parser) -> None:
     parser.add_argument("system", help="such as vdvae")
     parser.add_argument("file", type=Path, help="the released weights")
-    parser.add_argument("--preset", required=True, help="name of a preset, or a YAML file")
+    parser.add_argument("--preset", help="name of a preset, or a YAML file; nvae files say it")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--optimizer", type=Path, metavar="FILE", help="to go on with training")
     parser.add_argument("--ema", type=Path, metavar="FILE", help="average, with --optimizer")

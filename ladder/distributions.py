@@ -136,8 +136,8 @@ class ClosedDrawn(Drawn):
 class Flowed(Drawn):
     """A posterior drawn going down, whose draw was moved by a flow that keeps the volume.
 
-    With z = z0 + d(z0), z0 ~ q0 and log |det| = 0, log q(z) = log q0(z0), which is the density at z
-    of q0 moved by d. So `normal` is q0 moved as this draw was: its density is right at the draw
+    With z = z0 + d(z0), z0 ~ q0 and log |det| = 0, log q(z) = log q0(z0), which is the density at
+    z of q0 moved by d. So `normal` is q0 moved as this draw was: its density is right at the draw
     alone, and its mean is a one-draw estimate of the mean of z, without the noise of q0.
     """
 

@@ -45,8 +45,8 @@ class Shift(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Map `[B, C, H, W]` to the same shape."""
         h = F.elu(self.deep(F.elu(self.wide(z))))
-        # Twice, as published.
-        return z - self.narrow(F.elu(h))
+        shift: Tensor = self.narrow(F.elu(h))  # twice, as published
+        return z - shift
 
 
 class ShiftFlow(nn.Module):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ladder.errors import UserError, suggest
+from ladder.finite import finite
 from ladder.latent import Latent
 from ladder.likelihoods import Observation
 from ladder.model import HierarchicalVAE, Temperature
@@ -90,12 +91,13 @@ def sample(
 
     Raises:
         UserError: If `n` or a temperature is out of range, or a name is not a layer's.
+        WorkFailed: If a sample is not finite.
     """
     _check_number("sample", n)
-    _check_temperature(model, temperature)
+    check_temperature(model, temperature)
     with seeded(seed):
-        px: Observation = model.decode(n, temperature=temperature)[0]
-    return px
+        px, latents = model.decode(n, temperature=temperature)
+    return finite("sample", px, latents)
 
 
 @torch.no_grad()
@@ -117,7 +119,7 @@ def draw_prior(
         UserError: If `n` or a temperature is out of range, or a name is not a layer's.
     """
     _check_number("draw_prior", n)
-    _check_temperature(model, temperature)
+    check_temperature(model, temperature)
     with seeded(seed):
         latents: dict[str, Latent] = model.decode(n, temperature=temperature)[1]
     return latents
@@ -147,9 +149,10 @@ def decode(
 
     Raises:
         UserError: If a name is not a layer's, no latent is given, or an argument is out of range.
+        WorkFailed: If a datum is not finite.
     """
     _check_names(model, z)
-    _check_temperature(model, temperature)
+    check_temperature(model, temperature)
     if not z:
         raise UserError("decode: no latent is given; to draw all of them, use sample")
     if rest not in ("prior", "mean"):
@@ -164,8 +167,8 @@ def decode(
         )
     t = 0.0 if rest == "mean" else temperature
     with seeded(seed):
-        px: Observation = model.decode(sizes.pop(), values, t)[0]
-    return px
+        px, latents = model.decode(sizes.pop(), values, t)
+    return finite("decode", px, latents)
 
 
 def reconstruct(
@@ -373,7 +376,8 @@ def _check_pair(function: str, a: Tensor, b: Tensor) -> None:
         )
 
 
-def _check_temperature(model: HierarchicalVAE, temperature: Temperature) -> None:
+def check_temperature(model: HierarchicalVAE, temperature: Temperature) -> None:
+    """Raise UserError unless a temperature is finite and 0 or above, and names only layers."""
     if isinstance(temperature, Mapping):
         _check_names(model, temperature)
     else:

@@ -55,13 +55,20 @@ class WeightNormConv2d(nn.Conv2d):
     def effective_weight(self) -> Tensor:
         """The weight that convolves, `[out, channels / groups, kernel, kernel]`."""
         w = self.direction()
-        return w * (self.log_norm.exp() / (norms(w) + FLOOR))
+        weight: Tensor = w * (self.log_norm.exp() / (norms(w) + FLOOR))
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, channels, H, W]` to `[B, out, H / stride, W / stride]`."""
-        return self._conv_forward(x, self.effective_weight(), self.bias)
+        return self.convolve(x, self.effective_weight(), self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same convolution with another weight and bias."""
+        y: Tensor = self._conv_forward(x, weight, bias)
+        return y
 
 
 def norms(weight: Tensor) -> Tensor:
     """Euclidean norm of what leads to each output channel, `[out, 1, 1, 1]`."""
-    return torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
+    values: Tensor = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
+    return values

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ladder.calibration import recalibrate
 from ladder.errors import UserError
 from ladder.files import write_atomic
 from ladder.model import Temperature
@@ -53,6 +54,7 @@ def write_samples(
     temperature: Temperature = 1.0,
     seed: int = 0,
     out: Path | None = None,
+    recalibration: int | None = None,
 ) -> Path:
     """Draw from a trained model's prior and write the means of p(x|z).
 
@@ -65,12 +67,14 @@ def write_samples(
         out: A `.png` for a grid, a `.npy` for an array `[n, *shape]`; `None` writes
             `samples/prior-t<temperature>-seed<seed>.png` (or `.npy`) into `source`, for levels
             `samples/prior-<level>=<temperature>-...`.
+        recalibration: Steps of `recalibrate` before sampling; `None` for none.
 
     Returns:
         The file.
 
     Raises:
         UserError: If an argument is out of range, the data are no images, or nothing is there.
+        WorkFailed: If a sample is not finite.
         OSError: If the file cannot be written.
     """
     model = from_pretrained(source)
@@ -82,6 +86,8 @@ def write_samples(
         raise UserError(f"{out}: write to a .png (a grid) or a .npy (an array)")
     if out.suffix == ".png" and not picture:
         raise UserError(f"{out}: data of shape {model.config.shape} are no images; write a .npy")
+    if recalibration is not None:
+        model = recalibrate(model, temperature, steps=recalibration, seed=seed)
     mean = sample(model, n, temperature, seed).mean
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, _grid(mean, temperature) if out.suffix == ".png" else _array(mean))

@@ -15,9 +15,7 @@ from ladder.train.state import State
 from ladder.train.step import forward_terms, prepare
 
 
-def first_offender(
-    state: State, x: Tensor, step: int, config: Config[ModelConfig]
-) -> str:
+def first_offender(state: State, x: Tensor, step: int, config: Config[ModelConfig]) -> str:
     """Run a failed step again and find what was the first to be not finite.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ladder.build import build_model, list_systems, load_system, resolve
-from ladder.config import Config, ModelConfig
+from ladder.config import Config, ModelConfig, leaves
 from ladder.errors import UserError
 from ladder.noise import seeded
 from ladder.presets import list_presets
@@ -38,7 +39,7 @@ class Files(NamedTuple):
 
 
 def import_released(
-    system: str, files: Files, preset: str, out: Path, overrides: Sequence[str] = ()
+    system: str, files: Files, preset: str | None, out: Path, overrides: Sequence[str] = ()
 ) -> Path:
     """Bring a released checkpoint into a folder of ours.
 
@@ -46,7 +47,8 @@ def import_released(
         system: Name of the system; its module has `convert_released`.
         files: The released files. With an optimiser the folder is a run, which training goes on
             with; without one it is what `save_pretrained` writes. `from_pretrained` takes both.
-        preset: Name of the preset, or a YAML file, that has the configuration.
+        preset: Name of the preset, or a YAML file, that has the configuration; `None` takes what
+            the released file says, where its system reads that.
         out: The folder; new or empty.
         overrides: Words `key=value` laid over the preset.
 
@@ -58,32 +60,82 @@ def import_released(
             written then.
     """
     module = _converter(system)
-    config = resolve(preset, overrides)
-    if config.model.system != system:
-        raise UserError(
-            f"ladder import: '{preset}' is a model of system '{config.model.system}', not "
-            f"'{system}'"
-        )
     if files.ema is not None and files.optimizer is None:
         raise UserError(
             "ladder import: --ema goes with --optimizer, to go on with training; "
             f"to use the average, give {files.ema} as the file"
         )
     run.check_free(out)
-    weights = _weights(module, files.model, config)
+    config, given, content = _configured(system, module, files.model, preset, overrides)
+    weights = _weights(module, content, files.model, config)
     if files.optimizer is not None:
-        return _as_run(module, files, config, weights, out, _given(preset, overrides))
+        return _as_run(module, files, config, weights, out, given)
     with seeded(0):  # initial weights are overwritten: leave the caller's generator alone
         model = build_model(config=config)
     load_weights(model, weights, str(files.model))
-    run.create(out, config, _given(preset, overrides))  # so that it can be evaluated
+    run.create(out, config, given)  # so that it can be evaluated
     return save_pretrained(model, out)
+
+
+def _configured(
+    system: str, module: ModuleType, path: Path, preset: str | None, overrides: Sequence[str]
+) -> tuple[Config[ModelConfig], str, Any]:
+    """The configuration of a released file, the YAML that stands for it, and the state dict."""
+    if preset is not None:
+        config = resolve(preset, overrides)  # mistakes in words before those in large files
+        if config.model.system != system:
+            raise UserError(
+                f"ladder import: '{preset}' is a model of system '{config.model.system}', not "
+                f"'{system}'"
+            )
+    content, said = _unpacked(module, path)
+    if preset is not None:
+        _check_said(path, preset, config, said)
+        return config, _given(preset, overrides), content
+    if said is None:
+        raise UserError(
+            f"ladder import: {path} does not say its configuration; name it with --preset"
+        )
+    text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in said.items())
+    return resolve(said, overrides), _with_words(text, overrides), content
+
+
+def _unpacked(module: ModuleType, path: Path) -> tuple[Any, dict[str, Any] | None]:
+    """The state dict in a released file, and what the file says of its configuration."""
+    content = read_torch(path, getattr(module, "RELEASED_TYPES", ()))
+    if not hasattr(module, "unpack_released"):
+        return content, None
+    try:
+        state, said = module.unpack_released(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return state, said
+
+
+def _check_said(
+    path: Path, preset: str, config: Config[ModelConfig], said: Mapping[str, Any] | None
+) -> None:
+    """Refuse a configuration that the file itself contradicts: shapes do not show everything."""
+    if said is None:
+        return
+    theirs = leaves(resolve(said).model.model_dump(mode="json"))
+    ours = leaves(config.model.model_dump(mode="json"))
+    for field in theirs:
+        if field != "likelihood.bins" and theirs[field] != ours.get(field):
+            raise UserError(
+                f"{path}: was trained with model.{field}={theirs[field]!r}, but '{preset}' says "
+                f"{ours.get(field)!r}; leave --preset out, or give model.{field}={theirs[field]}"
+            )
 
 
 def _given(preset: str, overrides: Sequence[str]) -> str:
     """What the user wrote, as YAML."""
     known = preset in list_presets()
     text = f"preset: {preset}\n" if known else Path(preset).read_text(encoding="utf-8")
+    return _with_words(text, overrides)
+
+
+def _with_words(text: str, overrides: Sequence[str]) -> str:
     return "".join([text, *(f"# {word}\n" for word in overrides)])
 
 
@@ -98,8 +150,9 @@ def _converter(system: str) -> ModuleType:
     return module
 
 
-def _weights(module: ModuleType, path: Path, config: Config[ModelConfig]) -> dict[str, Tensor]:
-    content = read_torch(path)
+def _weights(
+    module: ModuleType, content: Any, path: Path, config: Config[ModelConfig]
+) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
@@ -132,7 +185,7 @@ def _as_run(
     state = new_state(config, torch.device("cpu"))
     load_weights(state.model, weights, str(files.model))
     if state.average is not None:
-        average = weights if files.ema is None else _weights(module, files.ema, config)
+        average = weights if files.ema is None else _averaged(module, files.ema, config)
         _set_average(state, average)
     assert files.optimizer is not None
     moments = _moments(module, files.optimizer, config, state)
@@ -141,6 +194,10 @@ def _as_run(
     run.create(out, config, given)
     checkpoint.save(out / "checkpoints", state, config.train.keep)
     return out
+
+
+def _averaged(module: ModuleType, path: Path, config: Config[ModelConfig]) -> dict[str, Tensor]:
+    return _weights(module, _unpacked(module, path)[0], path, config)
 
 
 @torch.no_grad()
@@ -177,11 +234,12 @@ def _check_sound(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise UserError(f"{path}: '{name}' holds NaN or infinite values; the file is damaged")
 
 
-def read_torch(path: Path) -> Any:
+def read_torch(path: Path, types: Sequence[type] = ()) -> Any:
     """Read a file of `torch.save`, tensors and plain values only: nothing in it is executed.
 
     Args:
         path: The file.
+        types: Inert records that it may hold as well.
 
     Returns:
         Its content, on the CPU.
@@ -196,7 +254,8 @@ def read_torch(path: Path) -> Any:
     try:
         if is_zipfile(path) and (damaged := ZipFile(path).testzip()) is not None:
             raise UserError(f"{path}: damaged: {damaged} in it has another checksum; get it again")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(types)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: not a file of tensors and plain values; anything else in a pickle could run "

@@ -221,14 +221,18 @@ def _residual(first: int = 1, second: int = 1) -> list[Part]:
     return [partial(Residual, dilation=dilation) for dilation in (first, second)]
 
 
+def _elu(normalise: bool) -> list[Part]:
+    return [partial(Residual, activation=nn.ELU, normalise=normalise)] * 2
+
+
 def _both_ways(upward: list[Part]) -> Arrangement:
     return Arrangement(upward, upward, _inverted(6), _inverted(3))
 
 
 CELLS: dict[str, Arrangement] = {
     "res_mbconv": _both_ways(_residual()),
-    "res_elu": Arrangement(*[[partial(Residual, activation=nn.ELU, normalise=False)] * 2] * 4),
-    "res_bnelu": Arrangement(*[[partial(Residual, activation=nn.ELU)] * 2] * 4),
+    "res_elu": Arrangement(*[_elu(normalise=False)] * 4),
+    "res_bnelu": Arrangement(*[_elu(normalise=True)] * 4),
     "res_bnswish": Arrangement(*[_residual()] * 4),
     "mbconv_sep": Arrangement(_inverted(3), _inverted(6), _inverted(6), _inverted(3)),
     "mbconv_sep11": Arrangement(_inverted(3), _inverted(6, 11), _inverted(6, 11), _inverted(3)),

@@ -99,8 +99,8 @@ class Config(ModelConfig):
         if wrong:
             raise ValueError(
                 f"'shape' {self.shape} with 'pad' {self.pad} is {self.padded[0]} x "
-                f"{self.padded[1]}, which cannot be halved {self.halvings} times; have fewer scales "
-                f"('groups' has {len(self.groups)}), fewer 'blocks' ({self.blocks}), or images "
+                f"{self.padded[1]}, which cannot be halved {self.halvings} times; have fewer "
+                f"scales ('groups' has {len(self.groups)}) or 'blocks' ({self.blocks}), or images "
                 f"whose height and width with 'pad' are multiples of {self.factor}"
             )
         return self
