@@ -207,7 +207,7 @@ class DataConfig(Settings):
 
     name: Annotated[str, Field(min_length=1)]
     """`digits` (bundled), `mnist`, `fashion_mnist`, `kmnist`, `cifar10`, `imagenet32`,
-    `imagenet64`, a folder of images, or a .npy or .npz file."""
+    `imagenet64`, `celeba64`, a folder of images, or a .npy or .npz file."""
     root: str | None = None
     """Folder of sets with a name; null takes $LADDER_DATA, then the user's cache folder."""
     binarize: Literal["none", "static", "dynamic"] = "none"

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,6 +26,7 @@ from ladder.weightnorm import FLOOR, WeightNormConv2d
 
 FIRST, EACH = 40, 4  # power iterations, when there are none yet and from then on
 LEAST = 1e-3  # length below which a vector is not brought to 1
+TINY = 1e-30  # keeps 0 / 0 away
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -55,12 +57,14 @@ class SpectralNorms:
                 self.groups[f"{rows}x{columns}"].append(module)
         if not self.groups:
             raise UserError("objective.penalties.spectral: the model has no convolution")
-        self.u, self.v = {}, {}
+        self.u, self.v, self.normed = {}, {}, {}
         for shape, members in self.groups.items():
             rows, columns = map(int, shape.split("x"))
             new = members[0].weight.new_empty
             self.u[shape] = _unit(torch.randn_like(new(len(members), rows)))
             self.v[shape] = _unit(torch.randn_like(new(len(members), columns)))
+            has_norm = [[isinstance(m, WeightNormConv2d)] for m in members]
+            self.normed[shape] = torch.tensor(has_norm, device=self.u[shape].device)
         self.begun = False
 
     def __call__(self, iterations: int | None = None) -> Tensor:
@@ -78,14 +82,31 @@ class SpectralNorms:
         return torch.stack(sums).sum()
 
     def _follow(self, shape: str, times: int) -> Tensor:
-        matrices, gains = _stacked(self.groups[shape])
+        matrices, logs, normed = self._stacked(shape)
         u, v = self.u[shape], self.v[shape]
         with torch.no_grad():
+            lengths = _lengths(torch.linalg.vector_norm(matrices, dim=2), normed)
+            gains = logs.exp() / lengths  # of rows, so that no normalised weight is ever written
             for _ in range(times):
                 v = _unit(_times(gains * u, matrices.mT))
                 u = _unit(gains * _times(v, matrices))
         self.u[shape], self.v[shape] = u, v
-        return (gains * u * _times(v, matrices)).sum()
+        total: Tensor = (logs.exp() * u * _Along.apply(matrices, v, normed)).sum()
+        return total
+
+    def _stacked(self, shape: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Matrices `[n, out, rest]`, log-norms of their rows `[n, out]`, who has some `[n, 1]`."""
+        members = self.groups[shape]
+        directions, logs, zeros = [], [], torch.zeros_like(self.u[shape][0])
+        for member in members:
+            if isinstance(member, WeightNormConv2d):
+                directions.append(member.direction())
+                logs.append(member.log_norm.flatten())
+            else:
+                directions.append(member.weight)
+                logs.append(zeros)
+        matrices = torch.stack([w.flatten(1) for w in directions])
+        return matrices, torch.stack(logs), self.normed[shape]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -102,29 +123,39 @@ class SpectralNorms:
         self.begun = bool(state["begun"])
 
 
-def _stacked(members: list[Convolution]) -> tuple[Tensor, Tensor]:
-    """Matrices `[n, out, rest]`, and what multiplies their rows, `[n, out]`."""
-    normed = [m for m in members if isinstance(m, WeightNormConv2d)]
-    directions = [m.direction() if isinstance(m, WeightNormConv2d) else m.weight for m in members]
-    matrices = torch.stack([w.flatten(1) for w in directions])
-    if not normed:
-        return matrices, matrices.new_ones(())
-    # So the normalised weights are never written to memory.
-    logs = torch.stack([m.log_norm.flatten() for m in normed])
-    norms = torch.linalg.vector_norm(matrices, dim=2)
-    if len(normed) == len(members):
-        return matrices, logs.exp() / (norms + FLOOR)
-    gains = iter(logs.exp().unbind())
-    rows = [
-        next(gains) / (norm + FLOOR) if isinstance(m, WeightNormConv2d) else torch.ones_like(norm)
-        for m, norm in zip(members, norms.unbind(), strict=True)
-    ]
-    return matrices, torch.stack(rows)
-
-
 def _times(vectors: Tensor, matrices: Tensor) -> Tensor:
     """Each of n matrices `[n, r, c]` times its vector, `[n, c]` to `[n, r]`."""
-    return torch.bmm(matrices, vectors.unsqueeze(2)).squeeze(2)
+    # With the vector on the left: on CPUs seven times as fast as on the right.
+    return torch.bmm(vectors.unsqueeze(1), matrices.mT).squeeze(1)
+
+
+class _Along(torch.autograd.Function):
+    """d_o . v / (||d_o|| + 1e-5) of every row d_o, or d_o . v where there is no weight norm.
+
+    By itself autograd writes half a dozen tensors as large as the matrices; this writes one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrices: Tensor, v: Tensor, normed: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(matrices, dim=2)
+        along = _times(v, matrices)
+        ctx.save_for_backward(matrices, v, normed, norms, along)
+        return along / _lengths(norms, normed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        matrices, v, normed, norms, along = ctx.saved_tensors
+        lengths = _lengths(norms, normed)
+        of_v = gradients[0] / lengths
+        of_row = -of_v * along / (lengths * norms.clamp(min=TINY))
+        change = matrices * torch.where(normed, of_row, 0.0).unsqueeze(2)
+        return change.baddbmm_(of_v.unsqueeze(2), v.unsqueeze(1)), None, None
+
+
+def _lengths(norms: Tensor, normed: Tensor) -> Tensor:
+    """What rows are divided by, `[n, out]`."""
+    return torch.where(normed, norms + FLOOR, 1.0)
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from ladder.schedules import SCHEDULES, constant, cosine, cyclic, linear
 CASES: list[tuple[Callable[..., Tensor], dict[str, Any]]] = [
     (constant, {"value": 0.3}),
     (linear, {"steps": 7, "start": 0.2, "end": 1.5}),
+    (linear, {"steps": 7, "delay": 2.5, "least": 0.1}),
     (cosine, {"steps": 7, "start": 1.0, "end": 0.1}),
     (cyclic, {"period": 6, "ramp": 0.3, "start": 0.1, "end": 0.9}),
     (cyclic, {"period": 6, "cycles": 2}),
@@ -58,6 +59,36 @@ def test_linear_and_cosine_are_their_formulas(step: int, steps: int) -> None:
     assert linear(step, steps, 0.5, 2.0).item() == pytest.approx(0.5 + 1.5 * progress, abs=1e-14)
     expected = 0.5 + 1.5 * (1.0 - math.cos(math.pi * progress)) / 2
     assert cosine(step, steps, 0.5, 2.0).item() == pytest.approx(expected, abs=1e-14)
+
+
+@given(st.integers(0, 300), st.integers(1, 100), st.floats(0.0, 60.0), st.floats(0.0, 1.0))
+def test_a_delayed_line_is_the_published_one(
+    step: int, steps: int, delay: float, least: float
+) -> None:
+    expected = max(min((step - delay) / steps, 1.0), least)
+    assert linear(step, steps, delay=delay, least=least).item() == pytest.approx(
+        expected, abs=1e-15
+    )
+
+
+@given(st.integers(0, 300), st.floats(0.0, 60.0), st.floats(0.0, 2.0))
+def test_a_delayed_line_begins_where_it_starts_and_knows_its_least(
+    step: int, delay: float, least: float
+) -> None:
+    progress = max(min((step - delay) / 40, 1.0), 0.0)
+    for start, end in ((0.5, 2.0), (2.0, 0.5)):
+        value = linear(step, 40, start, end, delay, least).item()
+        assert value == pytest.approx(max(start + (end - start) * progress, least), abs=1e-14)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**5), st.floats(0.0, 3.0), st.floats(0.0, 3.0))
+def test_a_line_without_delay_has_the_bits_it_always_had(
+    step: int, steps: int, start: float, end: float
+) -> None:
+    before = start + (end - start) * min(step / steps, 1.0)
+    assert linear(step, steps, start, end).item() == max(before, 0.0)
+    section = LinearSchedule(kind="linear", steps=steps, start=start, end=end).model_dump()
+    assert SCHEDULES[section.pop("kind")](step, **section).item() == max(before, 0.0)
 
 
 @given(st.integers(0, 500), st.integers(1, 40), st.floats(0.05, 1.0))
@@ -104,6 +135,7 @@ def test_compiles_to_one_graph_for_every_step(
     [
         ConstantSchedule(value=0.5),
         LinearSchedule(kind="linear", steps=4),
+        LinearSchedule(kind="linear", steps=4, delay=0.5, least=1e-4),
         CosineSchedule(kind="cosine", steps=4),
         CyclicSchedule(kind="cyclic", period=4, cycles=2),
     ],

@@ -1,9 +1,9 @@
-"""A folder of images: as one tensor, or read as needed where that would not fit."""
+"""Files of images: as one tensor, or read as needed where that would not fit."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,9 +35,6 @@ def load(
 ) -> tuple[Data, Data | None]:
     """Read all images below a folder, in the order of their paths.
 
-    Images that would take more than half of the available memory are left in their files, and
-    every batch is decoded when it is gathered; then only the first file is read here.
-
     Args:
         folder: With `train` and one of `test`, `val`, `valid` in it; without them, all files
             are one part.
@@ -46,20 +43,69 @@ def load(
         size: Height and width every image is brought to; None asks for images of one size.
 
     Returns:
-        Training and test images, each uint8 [N, C, H, W]; None if the folder has no test part.
+        Training and test images, as `read` gives them; None if the folder has no test part.
 
     Raises:
         UserError: If there are too few images, one cannot be read, or they do not fit together.
     """
     train, test = _parts(folder)
-    read = partial(_read, channels=channels, size=size)
-    first = train[0]
-    like = read(first)
-    kept = [_rows(paths, read, first, like) for paths in (train, test) if paths]
-    parts: list[Data] = [*kept]
-    if memory.fits(sum(part.nbytes for part in kept)):
-        parts = [part.read(torch.arange(len(part))) for part in kept]
+    decoder = partial(decode, channels=channels, size=size)
+    parts = read([train, test] if test else [train], decoder)
     return parts[0], parts[1] if test else None
+
+
+def read(parts: Sequence[list[Path]], decoder: Decoder) -> list[Data]:
+    """Read the files of a set, several at once.
+
+    Images that would take more than half of the available memory are left in their files, and
+    every batch is decoded when it is gathered; then only the first file is read here.
+
+    Args:
+        parts: The files of each part, at least one.
+        decoder: Reads one file: uint8 [C, H, W].
+
+    Returns:
+        The images of each part in the order of its files, uint8 [N, C, H, W].
+
+    Raises:
+        UserError: If images do not fit together; or what `decoder` raises.
+    """
+    first = parts[0][0]
+    like = decoder(first)
+    rows = [_rows(paths, decoder, first, like) for paths in parts]
+    if not memory.fits(sum(part.nbytes for part in rows)):
+        return [*rows]
+    return [part.read(torch.arange(len(part))) for part in rows]
+
+
+def decode(path: Path, channels: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+    """Read one file.
+
+    Args:
+        path: An image, of any kind that Pillow reads.
+        channels: 1 reads grey, 3 reads colour, None takes what the file has.
+        size: Height and width it is brought to, if any.
+
+    Returns:
+        uint8 [C, H, W] with C 1 or 3.
+
+    Raises:
+        UserError: If it cannot be read, or is an animation.
+    """
+    # Pillow, because torchvision's decoders are deprecated; here, because little else needs it.
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "is_animated", False):
+                raise UserError(f"data: {path} is an animation; replace it by a single image")
+            pixels = _pixels(ImageOps.exif_transpose(image), channels)
+    except (OSError, SyntaxError, struct.error) as error:  # Pillow's words for a broken file
+        raise UserError(
+            f"data: {path} cannot be read as an image ({quoted(error)}); replace or remove it"
+        ) from error
+    decoded = torch.from_numpy(pixels)
+    return decoded if size is None else resize(decoded[None], size)[0]
 
 
 def _parts(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -87,24 +133,6 @@ def _images(folder: Path) -> list[Path]:
     return sorted(seen, key=lambda p: p.relative_to(folder).parts)
 
 
-def _read(path: Path, channels: int | None, size: tuple[int, int] | None) -> Tensor:
-    """Decode one file: uint8 [C, H, W] with C 1 or 3."""
-    # Pillow, because torchvision's decoders are deprecated; here, because little else needs it.
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            if getattr(image, "is_animated", False):
-                raise UserError(f"data: {path} is an animation; replace it by a single image")
-            pixels = _pixels(ImageOps.exif_transpose(image), channels)
-    except (OSError, SyntaxError, struct.error) as error:  # Pillow's words for a broken file
-        raise UserError(
-            f"data: {path} cannot be read as an image ({quoted(error)}); replace or remove it"
-        ) from error
-    decoded = torch.from_numpy(pixels)
-    return decoded if size is None else resize(decoded[None], size)[0]
-
-
 def _pixels(image: Image, channels: int | None) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off instead of scaling
         grey = (np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8)
@@ -116,14 +144,14 @@ def _pixels(image: Image, channels: int | None) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _rows(paths: list[Path], read: Decoder, first: Path, like: Tensor) -> Rows:
+def _rows(paths: list[Path], decoder: Decoder, first: Path, like: Tensor) -> Rows:
     """The files as rows; a batch is decoded by several threads at once."""
 
     def gather(index: Tensor) -> Tensor:
         chosen = [paths[i] for i in index.tolist()]
         images = like.new_empty((len(chosen), *like.shape))
         with ThreadPoolExecutor() as pool:
-            for target, path, image in zip(images, chosen, pool.map(read, chosen), strict=True):
+            for target, path, image in zip(images, chosen, pool.map(decoder, chosen), strict=True):
                 _check_alike(path, image, first, like)
                 target.copy_(image)
         return images

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ladder.config import DataConfig
-from ladder.data import arrays, digits, folders, imagenet, memory, torchvision_sets
+from ladder.data import arrays, celeba, digits, folders, imagenet, memory, torchvision_sets
 from ladder.data.batches import binarize, take
 from ladder.data.holdout import hold_out, shuffled, with_test
 from ladder.data.images import CHUNK, resize, with_channels
@@ -23,7 +23,7 @@ MOST_CHANNELS = 4  # red, green, blue and opacity; what has more has no colours
 HELD_OUT = 0  # seed of the draws of held-out data: the same for every run, so that runs compare
 BINARISATION = 1  # tells this noise from that of training steps
 
-NAMES = ("digits", *torchvision_sets.CLASSES, *imagenet.SIDES)
+NAMES = ("digits", *torchvision_sets.CLASSES, *imagenet.SIDES, celeba.NAME)
 
 
 class Splits(NamedTuple):
@@ -70,6 +70,8 @@ def load(config: DataConfig, shape: Sequence[int], seed: int = 0) -> Splits:
         train = shuffled(train, config.shuffle)
     train, test = (_shaped(p, config.channels, size) for p in with_test(train, test))
     _check(name, train, test, shape)
+    if config.flip and len(shape) != 3:
+        raise UserError(f"data.flip: data of shape {_list(shape)} are not images; leave it out")
     train, validation = hold_out(train, config.validation, config.hold_out)
     if config.binarize == "static":
         train = _drawn(train, seed, part=0)
@@ -88,6 +90,8 @@ def _read(
         return torchvision_sets.load(config.name, config.root)
     if config.name in imagenet.SIDES:
         return imagenet.load(config.name, config.root)
+    if config.name == celeba.NAME:
+        return celeba.load(config.root)
     path = Path(config.name).expanduser()
     if path.is_dir():
         return folders.load(path, config.channels, size)

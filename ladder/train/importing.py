@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ladder.build import build_model, list_systems, load_system, resolve
-from ladder.config import Config, ModelConfig, leaves
+from ladder.config import Config, ModelConfig, Settings, leaves
 from ladder.errors import UserError
 from ladder.noise import seeded
 from ladder.presets import list_presets
@@ -118,14 +118,19 @@ def _check_said(
     """Refuse a configuration that the file itself contradicts: shapes do not show everything."""
     if said is None:
         return
-    theirs = leaves(resolve(said).model.model_dump(mode="json"))
-    ours = leaves(config.model.model_dump(mode="json"))
+    theirs, ours = _fields(resolve(said).model), _fields(config.model)
     for field in theirs:
         if field != "likelihood.bins" and theirs[field] != ours.get(field):
             raise UserError(
                 f"{path}: was trained with model.{field}={theirs[field]!r}, but '{preset}' says "
                 f"{ours.get(field)!r}; leave --preset out, or give model.{field}={theirs[field]}"
             )
+
+
+def _fields(section: ModelConfig) -> dict[str, Any]:
+    """Values by path; sections that may be written as a word are spelled out."""
+    values = {k: dict(v) if isinstance(v, Settings) else v for k, v in dict(section).items()}
+    return leaves(values)
 
 
 def _given(preset: str, overrides: Sequence[str]) -> str:

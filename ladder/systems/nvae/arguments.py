@@ -99,6 +99,8 @@ def released_config(said: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"its 'args' name the arch_instance '{cells}', which is not known")
     kinds = {"use_se": bool, "res_dist": bool, "arch_instance": str}
     model = {ours: _option(said, theirs, kinds.get(theirs, int)) for theirs, ours in SAME.items()}
+    if model["decoder_channels"] == model["channels"]:
+        del model["decoder_channels"]
     model |= {"groups": _groups(said), **_data(dataset), "likelihood": _likelihood(said, dataset)}
     config = {"preset": PRESETS.get(dataset, OTHER), "model": model}
     if dataset not in PRESETS or dataset == "omniglot":

@@ -61,7 +61,7 @@ class Config(ModelConfig):
     and twice the channels of the one below."""
     blocks: Natural = 1
     """Halvings between the data and the lowest latent scale."""
-    channels: Count = 32
+    channels: Annotated[int, Field(ge=2)] = 32
     """Channels at the resolution of the data; every halving doubles them."""
     decoder_channels: Count | None = None
     """The same of the downward pass; null takes those of the upward one."""
@@ -102,6 +102,12 @@ class Config(ModelConfig):
                 f"{self.padded[1]}, which cannot be halved {self.halvings} times; have fewer "
                 f"scales ('groups' has {len(self.groups)}) or 'blocks' ({self.blocks}), or images "
                 f"whose height and width with 'pad' are multiples of {self.factor}"
+            )
+        narrowest = min(self.channels, self.down_channels)
+        if self.cells == "mbconv_den" and narrowest % 8:
+            raise ValueError(
+                f"'channels' {narrowest} is no multiple of 8, into which the cells 'mbconv_den' "
+                "divide them"
             )
         return self
 

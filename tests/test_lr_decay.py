@@ -1,0 +1,173 @@
+"""The learning rate by step: against torch's schedulers, stepped as published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ladder.build import resolve
+from ladder.config import Config, CosineDecay, TrainConfig
+from ladder.errors import UserError
+from ladder.train import fit
+from ladder.train.run import read_metrics
+from ladder.train.state import new_state
+from ladder.train.step import lr_at, train_step
+
+CPU = torch.device("cpu")
+
+
+def train(**fields: Any) -> TrainConfig:
+    return TrainConfig(**{"steps": 1, "lr": 1e-2, **fields})
+
+
+def cosine(every: int = 1, end: float = 1e-4) -> CosineDecay:
+    return CosineDecay(kind="cosine", end=end, every=every)
+
+
+def published(epochs: int, warm_up: int, per_epoch: int, lr: float, end: float) -> list[float]:
+    """Rates of all steps where torch's scheduler takes over after the warm-up, epoch by epoch.
+
+    In the warm-up the rate is set before each step, and what it was last holds for one more epoch.
+    """
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, T_max=epochs - warm_up - 1, eta_min=end
+    )
+    rates, steps = [], 0
+    for epoch in range(epochs):
+        if epoch > warm_up:
+            scheduler.step()
+        for _ in range(per_epoch):
+            if steps < warm_up * per_epoch:
+                optimizer.param_groups[0]["lr"] = lr * steps / (warm_up * per_epoch)
+            optimizer.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+            steps += 1
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warm_up", "per_epoch", "lr"),
+    [(40, 5, 7, 1e-2), (12, 1, 20, 8e-3), (9, 3, 1, 1e-2), (6, 4, 3, 0.5)],
+)
+def test_it_is_the_published_schedule(
+    epochs: int, warm_up: int, per_epoch: int, lr: float
+) -> None:
+    end, steps = 1e-4, warm_up * per_epoch
+    decay = cosine(per_epoch, end)
+    section = train(lr=lr, warmup_steps=steps, warmup_from_zero=True, lr_decay=decay)
+    rates = [lr_at(section, s, epochs * per_epoch) for s in range(epochs * per_epoch)]
+    expected = published(epochs, warm_up, per_epoch, lr, end)
+    assert rates == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    held = rates[steps : steps + per_epoch]
+    assert held == pytest.approx([lr * (steps - 1) / steps] * per_epoch)
+    assert rates[-1] == pytest.approx(end)
+
+
+@pytest.mark.parametrize("warm_up", [0, 10])
+@pytest.mark.parametrize("from_zero", [False, True])
+def test_by_step_it_ends_with_the_last_step(warm_up: int, from_zero: bool) -> None:
+    decay = cosine(end=1e-3)
+    section = train(warmup_steps=warm_up, warmup_from_zero=from_zero, lr_decay=decay)
+    rates = [lr_at(section, s, 60) for s in range(62)]
+    assert rates[59:] == pytest.approx([1e-3] * 3)  # and stays there
+    assert all(a > b for a, b in zip(rates[warm_up:59], rates[warm_up + 1 : 60], strict=True))
+    peak = 1e-2 if warm_up == 0 else rates[warm_up - 1]
+    assert rates[warm_up] == pytest.approx(peak)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 59 - warm_up, 1e-3)
+    for rate in rates[warm_up:60]:
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_warm_up_is_what_it_is_without_a_decay() -> None:
+    for from_zero in (False, True):
+        fields = {"warmup_steps": 8, "warmup_from_zero": from_zero}
+        flat, falling = train(**fields), train(**fields, lr_decay=cosine())
+        for step in range(8):
+            assert lr_at(falling, step, 100) == lr_at(flat, step) == lr_at(flat, step, 100)
+
+
+def test_without_a_decay_rates_are_the_old_ones() -> None:
+    section = train(warmup_steps=4)
+    risen = [1e-2 * (step + 1) / 5 for step in range(4)]
+    assert [lr_at(section, s) for s in range(4)] == risen
+    assert {lr_at(section, s, total) for s in (4, 5, 10**6) for total in (None, 7)} == {1e-2}
+    assert {lr_at(train(), s) for s in (0, 1, 10**6)} == {1e-2}
+
+
+def test_a_last_epoch_that_is_not_whole_has_the_last_rate() -> None:
+    section = train(lr_decay=cosine(every=10), warmup_steps=20, warmup_from_zero=True)
+    rates = [lr_at(section, s, 57) for s in range(57)]
+    assert rates[50:] == pytest.approx([1e-4] * 7)
+    whole = [lr_at(section, s, 60) for s in range(60)]
+    assert rates == whole[:57]
+    assert len({*rates[20:]}) == 4
+
+
+def test_a_warm_up_as_long_as_training_leaves_nothing_to_decay() -> None:
+    section = train(lr_decay=cosine(), warmup_steps=12, warmup_from_zero=True)
+    assert [lr_at(section, s, 12) for s in range(12)] == [1e-2 * s / 12 for s in range(12)]
+    longer = train(lr_decay=cosine(), warmup_steps=100)
+    assert [lr_at(longer, s, 12) for s in range(12)] == [1e-2 * (s + 1) / 101 for s in range(12)]
+    # What is left is one stair, which has no way to go.
+    stair = train(lr_decay=cosine(every=50), warmup_steps=2)
+    assert {lr_at(stair, s, 40) for s in range(2, 40)} == {lr_at(stair, 1)}
+
+
+# --- in the loop --------------------------------------------------------------------------------
+
+TINY: dict[str, Any] = {
+    "model": {"system": "hierarchy", "shape": [1, 8, 8], "layers": [{"dim": 2, "hidden": [8]}]},
+    "data": "digits",
+    "train": {"epochs": 3, "batch_size": 500, "log_every": 1, "lr": 0.1, "device": "cpu"},
+}
+DECAY = {"kind": "cosine", "end": 0.01}
+
+
+def tiny(**fields: Any) -> Config:
+    return resolve({**TINY, "train": {**TINY["train"], **fields}})
+
+
+@pytest.mark.parametrize("fields", [{}, {"epochs": None, "steps": 9}])
+def test_a_run_follows_it_and_writes_it_down(tmp_path: Path, fields: dict[str, Any]) -> None:
+    config = tiny(lr_decay=DECAY, warmup_steps=3, **fields)
+    fit(config, tmp_path / "run", quiet=True)
+    written = [r["train/lr"] for r in read_metrics(tmp_path / "run") if "train/lr" in r]
+    assert written == [lr_at(config.train, step, 9) for step in range(9)]
+    assert written[-1] == pytest.approx(0.01)
+    last = torch.load(tmp_path / "run/checkpoints/step-00000009/state.pt")
+    assert last["optimizer"]["param_groups"][0]["lr"] == written[-1]
+
+
+def test_the_optimiser_has_the_rate_of_its_step() -> None:
+    config = tiny(lr_decay=DECAY, epochs=None, steps=5)
+    for total, right in ((None, 5), (11, 11)):
+        state = new_state(config, CPU, total=total)
+        assert state.total == right
+        for step in range(5):
+            train_step(state, torch.rand(4, 1, 8, 8), config)
+            rate = state.optimizer.param_groups[0]["lr"]
+            assert rate == lr_at(config.train, step, right)
+
+
+@pytest.mark.parametrize(
+    ("decay", "sentence"),
+    [
+        ({"kind": "cosin"}, "train.lr_decay.kind: "),
+        ({"kind": "cosine", "end": -1.0}, "train.lr_decay.end: should be greater than or equal"),
+        ({"kind": "cosine", "every": 0}, "train.lr_decay.every: should be greater than or equal"),
+        ({"kind": "cosine", "evry": 3}, "train.lr_decay: no field 'evry'; did you mean 'every'?"),
+    ],
+)
+def test_mistakes_have_one_sentence(decay: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        tiny(lr_decay=decay)
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
