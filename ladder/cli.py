@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ladder.errors import UserError, WorkFailed, suggest
 
@@ -145,6 +145,7 @@ def _train(args: Arguments) -> int:
         return _print_config(config)
     from ladder.report import write_report
     from ladder.train import fit
+    from ladder.train.summary import summary_text
 
     given = "" if resume else _given(args)
     summary = fit(config, out, given=given, resume=resume, quiet=args.quiet)
@@ -153,7 +154,7 @@ def _train(args: Arguments) -> int:
     except (UserError, WorkFailed, OSError) as error:  # the model is trained and safe all the same
         pictures = []
         _tell(f"ladder: the report could not be written: {error}; try 'ladder report {out}'")
-    _tell(_summary_text(config, summary))
+    _tell(summary_text(config, summary))
     if args.json:
         result = {
             "run": str(summary.run),
@@ -201,25 +202,6 @@ def _given(args: Arguments) -> str:
     preset = args.target in list_presets()
     text = f"preset: {args.target}\n" if preset else Path(args.target).read_text(encoding="utf-8")
     return "".join([text, *(f"# {word}\n" for word in args.overrides)])
-
-
-def _summary_text(config: Config[ModelConfig], summary: Any) -> str:
-    result = summary.evaluation
-    kl = "  ".join(f"{name} {value:.2f}" for name, value in result.kl.items())
-    name = config.preset or config.model.system
-    return "\n".join(
-        [
-            "",
-            f"{name} on {config.data.name}: {summary.steps} steps in {summary.seconds:.0f} s",
-            f"  ELBO      {result.elbo:9.2f} nats   ({summary.split}, n={result.n},"
-            " 1 sample each)",
-            f"  log p(x|z) {-result.nll:8.2f} nats",
-            f"  KL        {sum(result.kl.values()):9.2f} nats   ({kl})",
-            f"  pictures  {summary.run / 'samples'}",
-            f"  report    {summary.run / 'report.html'}",
-            "",
-        ]
-    )
 
 
 def _describe_ablate(parser: _Parser) -> None:
@@ -373,9 +355,9 @@ def _schema(args: Arguments) -> int:
 
 def _print_config(config: Config[ModelConfig]) -> int:
     from ladder.parse import to_yaml
-    from ladder.train.schemes import check_layers
+    from ladder.train.penalising import check_objective
 
-    check_layers(config)
+    check_objective(config)
     print(to_yaml(config), end="")
     return 0
 

@@ -121,9 +121,9 @@ def broken(layer: str = "z2") -> HierarchicalVAE:
 def test_what_is_not_finite_is_never_silent() -> None:
     with pytest.raises(WorkFailed, match=r"recalibrate: at step 1 .* not finite; use a temp"):
         ladder.recalibrate(broken(), 0.7, steps=2)
-    with pytest.raises(WorkFailed, match="sample: 3 of 3 data are not finite.* layer z1"):
+    with pytest.raises(WorkFailed, match=r"sample: 3 of 3 data are not finite.* layer z1"):
         ladder.sample(broken(), 3)
-    with pytest.raises(WorkFailed, match="sample: 2 of 2 data are not finite.* the likelihood"):
+    with pytest.raises(WorkFailed, match=r"sample: 2 of 2 data are not finite.* the likelihood"):
         ladder.sample(broken("z1"), 2)
     made = broken()
     with pytest.raises(WorkFailed, match="decode: 1 of 1 data are not finite"):
@@ -133,7 +133,7 @@ def test_what_is_not_finite_is_never_silent() -> None:
 def test_a_datum_that_is_not_finite_is_counted() -> None:
     z = torch.zeros(3, 4, 2, 2)
     z[1] = float("nan")
-    with pytest.raises(WorkFailed, match="1 of 3 data are not finite.* layer z3"):
+    with pytest.raises(WorkFailed, match=r"1 of 3 data are not finite.* layer z3"):
         ladder.decode(model(), {"z3": z}, rest="mean")
 
 

@@ -168,8 +168,9 @@ def test_what_does_not_go_together(
     start[1] = "lvae_conv"
     assert "is a model of system 'vdvae', not 'lvae_conv'" in sentence(capsys, start)
     start[1] = "hierarchy"
-    assert "nothing was released for system 'hierarchy'; choose from lvae_conv, nvae, vdvae" in sentence(
-        capsys, start
+    assert (
+        "nothing was released for system 'hierarchy'; choose from lvae_conv, nvae, vdvae"
+        in sentence(capsys, start)
     )
     start[1] = "vdva"
     assert "did you mean 'vdvae'" in sentence(capsys, start)

@@ -27,8 +27,9 @@ from ladder.pretrained import pointed, read_weights
 from ladder.train import fit
 from ladder.train.checkpoint import restore, save
 from ladder.train.multipliers import DECAY, LARGEST, PUSH, Multipliers
+from ladder.train.penalising import check_objective
 from ladder.train.run import read_metrics
-from ladder.train.schemes import annealings_at, check_layers, layer_schemes, weights_at
+from ladder.train.schemes import annealings_at, layer_schemes, weights_at
 from ladder.train.state import new_state
 from ladder.train.step import train_step
 
@@ -396,7 +397,7 @@ def test_mistakes_have_one_sentence(fields: dict[str, Any], expected: str) -> No
 def test_what_does_not_fit_the_model_is_a_sentence(fields: dict[str, Any], expected: str) -> None:
     from ladder.train.plan import plan
 
-    for call in (check_layers, plan, lambda config: new_state(config, CPU)):
+    for call in (check_objective, plan, lambda config: new_state(config, CPU)):
         with pytest.raises(UserError) as caught:
             call(tiny(**fields))
         assert str(caught.value).startswith(expected)

@@ -2,26 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
 from typing import Any
-
-import nvae_reference as reference
-import pytest
-import torch
-from torch import Tensor, nn
-
-import ladder
-from ladder.build import build_model, list_systems, resolve
-from ladder.errors import UserError
-from ladder.execution import compile_layers
-from ladder.model import HierarchicalVAE
-from ladder.objectives import balance, elbo, fair_shares, iw_elbo, log_weight, per_datum
-from ladder.penalties import BatchNormScales, SpectralNorms
-from ladder.systems import nvae
-from ladder.systems.nvae.arguments import released_config
-from ladder.systems.nvae.cells import CELLS
-from ladder.systems.nvae.parts import SoftNormalHead, soft_normal
 
 ARGS: dict[str, Any] = {
     "num_channels_enc": 8,

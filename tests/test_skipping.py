@@ -265,3 +265,23 @@ def test_the_layout_in_memory_changes_no_number(
             for p, values in again.optimizer.state.items():
                 assert values["exp_avg"].stride() == p.stride()
     assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("words", [["train.skip_relative=10"], ["train.skip_norm=1e9"]])
+def test_running_statistics_do_not_remember_a_step_that_is_left_out(words: list[str]) -> None:
+    config = resolve("tiny_nvae", [*words, "train.ema=0.5"])
+    state = new_state(config, CPU)
+    buffers = dict(state.model.named_buffers())
+    sound = torch.rand(8, 1, 8, 8)
+    train_step(state, sound, config)
+    before = {name: b.clone() for name, b in buffers.items()}
+    average = [a.clone() for a in state.average or []]
+    train_step(state, torch.full_like(sound, torch.nan), config)
+    assert state.omitted.item() == 1
+    assert all(torch.equal(b, before[name]) for name, b in buffers.items())
+    assert all(torch.equal(a, b) for a, b in zip(average, state.average or [], strict=True))
+    train_step(state, sound, config)
+    assert state.omitted.item() == 0
+    moved = [n for n, b in buffers.items() if not torch.equal(b, before[n])]
+    assert len(moved) == sum("running" in n or "tracked" in n for n in buffers)
+    assert all(b.isfinite().all() for b in [*buffers.values(), *(state.average or [])])

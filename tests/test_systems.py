@@ -104,6 +104,8 @@ TINY: dict[str, dict[str, Any]] = {
         ],
     },
 }
+
+
 def scales(*sizes: int) -> list[dict[str, int]]:
     """A small plan of a very deep VAE: two layers below, one at the top, wider going up."""
     return [

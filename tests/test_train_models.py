@@ -100,3 +100,13 @@ def test_a_file_that_breaks_on_the_way_keeps_what_was_learned(
     with pytest.raises(UserError, match=r"a\.png cannot be read"):
         ladder.fit(resolve(LADDER, ["train.steps=9"]), tmp_path / "run", quiet=True)
     assert (tmp_path / "run" / "checkpoints" / "last").read_text() == "step-00000003"
+
+
+def test_a_last_batch_of_one_is_refused_where_a_map_has_one_position(tmp_path: Path) -> None:
+    words = ["train.steps=2", "train.batch_size=44"]
+    config = resolve("tiny_nvae", [*words, "model.groups=[1,1,1]"])
+    with pytest.raises(UserError, match="leaves one of 1497 data for the last batch"):
+        ladder.fit(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    # With more positions than one, batch norm has something to go by.
+    ladder.fit(resolve("tiny_nvae", words), tmp_path / "run", quiet=True)

@@ -13,8 +13,8 @@ from ladder.build import build_model
 from ladder.config import Config, ModelConfig, leaves
 from ladder.data import load
 from ladder.errors import UserError
+from ladder.train.penalising import check_objective
 from ladder.train.run import RESOLVED, read_config
-from ladder.train.schemes import check_layers
 from ladder.train.state import choose_device
 
 # What may differ between two calls on the same folder without making another cell of it.
@@ -65,7 +65,7 @@ def _prepared(
 
 
 def _built(cell: Cell, config: Config[ModelConfig]) -> Cell:
-    check_layers(config)
+    check_objective(config)
     with torch.device("meta"):
         model = build_model(config=config)
         model(torch.zeros(2, *config.model.shape))

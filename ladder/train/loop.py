@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ladder.build import build_model
 from ladder.config import Config, ModelConfig
 from ladder.data import Data, Splits, load, permutation, place, take
 from ladder.errors import UserError, WorkFailed
 from ladder.files import write_atomic
-from ladder.model import HierarchicalVAE
 from ladder.pretrained import pointed, trained
 from ladder.train import checkpoint, run
 from ladder.train.doctor import Doctor
@@ -120,7 +120,7 @@ def fit(
     started = resume and pointed(out / "checkpoints", "last") is not None
     first = None if started else _first(setup)
     state = new_state(config, setup.device, first, setup.total)
-    _check_last_batch(setup, state.model)
+    _check_last_batch(setup)
     if resume:
         _check_imported(out)
         _resume(setup, state)
@@ -187,14 +187,20 @@ def _first(setup: Setup) -> Tensor:
     return take(setup.images, index, setup.device)
 
 
-def _check_last_batch(setup: Setup, model: HierarchicalVAE) -> None:
+def _check_last_batch(setup: Setup) -> None:
+    """Batch norm cannot normalise one number: where it would meet one, say so before the end."""
     size = setup.config.train.batch_size
-    last = len(setup.images) % size or size
-    if last == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
-        raise UserError(
-            f"train.batch_size: {size} leaves one of {len(setup.images)} data for the last batch, "
-            "which batch norm cannot normalise; choose another"
-        )
+    if (len(setup.images) % size or size) > 1:
+        return
+    with torch.device("meta"):
+        model = build_model(config=setup.config)
+        try:
+            model(torch.zeros(1, *setup.config.model.shape))
+        except ValueError:
+            raise UserError(
+                f"train.batch_size: {size} leaves one of {len(setup.images)} data for the last "
+                "batch, which batch norm cannot normalise; choose another"
+            ) from None
 
 
 def _check_imported(out: Path) -> None:

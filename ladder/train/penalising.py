@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from ladder.config import ObjectiveConfig
+from ladder.build import build_model
+from ladder.config import Config, ModelConfig, ObjectiveConfig
+from ladder.model import HierarchicalVAE
 from ladder.penalties import BatchNormScales, SpectralNorms
-from ladder.train.schemes import annealing_at
+from ladder.sampling import layer_names
+from ladder.train.schemes import annealing_at, layer_schemes
 
 
 class Cost(NamedTuple):
@@ -21,6 +25,21 @@ class Cost(NamedTuple):
 
     value: Tensor
     weighted: Tensor
+
+
+def check_objective(config: Config[ModelConfig]) -> None:
+    """Raise UserError if the objective does not fit the model; allocates nothing."""
+    objective = config.objective
+    if objective.layers or objective.kl_target is not None or objective.penalties is not None:
+        with torch.device("meta"):
+            check_fits(objective, build_model(config=config))
+
+
+def check_fits(objective: ObjectiveConfig, model: HierarchicalVAE) -> None:
+    """Raise UserError if the objective names layers, or penalties, that the model has none of."""
+    layer_schemes(objective, layer_names(model))
+    if objective.penalties is not None:
+        Penalising(objective, model)
 
 
 class Penalising:

@@ -17,8 +17,7 @@ from ladder.errors import UserError
 from ladder.execution import called_layers, set_recompute
 from ladder.model import HierarchicalVAE
 from ladder.objectives import elbo
-from ladder.sampling import layer_names
-from ladder.train.schemes import layer_schemes
+from ladder.train.penalising import check_fits
 
 MIB = 2.0**20
 
@@ -38,7 +37,7 @@ def plan(config: Config[ModelConfig]) -> dict[str, Any]:
         model = build_model(config=config)
         x = torch.empty(config.train.batch_size, *config.model.shape)
     set_recompute(model, config.train.recompute)
-    layer_schemes(config.objective, layer_names(model))  # a sentence if they do not fit
+    check_fits(config.objective, model)
     latents, activations = _trace(model, x)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     average = weights if config.train.ema else 0

@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ladder.build import build_model
-from ladder.config import Config, FreeBits, ModelConfig, ObjectiveConfig, Schedule
+from ladder.config import FreeBits, ObjectiveConfig, Schedule
 from ladder.errors import UserError, suggest
 from ladder.objectives import Balancing
-from ladder.sampling import layer_names
 from ladder.schedules import SCHEDULES
 from ladder.train.multipliers import Multipliers
 
@@ -59,14 +57,6 @@ def layer_schemes(objective: ObjectiveConfig, names: Sequence[str]) -> Schemes:
     for name, scheme in schemes.items():
         _check_target(name, scheme)
     return schemes
-
-
-def check_layers(config: Config[ModelConfig]) -> None:
-    """Raise UserError if the objective does not fit the model's layers; allocates nothing."""
-    if config.objective.layers or config.objective.kl_target is not None:
-        with torch.device("meta"):
-            model = build_model(config=config)
-        layer_schemes(config.objective, layer_names(model))
 
 
 def _fits(name: str, key: str) -> bool:

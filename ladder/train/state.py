@@ -21,6 +21,7 @@ from ladder.train.multipliers import Multipliers
 from ladder.train.penalising import Penalising
 from ladder.train.schemes import Schemes, layer_schemes, new_multipliers
 from ladder.train.skipping import Skipping
+from ladder.train.statistics import Statistics
 
 
 @dataclass
@@ -44,6 +45,8 @@ class State:
         schemes: What the objective says about every layer.
         multipliers: Those that hold the KL of layers at their targets; `None` without targets.
         penalising: The penalties of weights; `None` without any.
+        statistics: Running statistics, which a step that is left out must not change; `None` if
+            none is left out.
         total: Steps of the whole training, if the learning rate asks for them.
     """
 
@@ -61,6 +64,7 @@ class State:
     schemes: Schemes
     multipliers: Multipliers | None
     penalising: Penalising | None
+    statistics: Statistics | None
     total: int | None
 
 
@@ -98,7 +102,7 @@ def new_state(
     parameters = list(model.parameters())
     weights = [*parameters, *_kept_buffers(model)]
     average = [w.detach().clone() for w in weights] if config.train.ema else None
-    omitted = torch.zeros((), device=device)
+    omitted, skipping = torch.zeros((), device=device), Skipping(config.train, device)
     optimizer = _optimizer(parameters, config.train)
     # The fused kernels leave everything as it is while this is 1, without asking the host.
     optimizer.found_inf = omitted  # type: ignore[union-attr]
@@ -112,11 +116,12 @@ def new_state(
         failed=torch.zeros_like(omitted),
         omitted=omitted,
         healthy=torch.zeros((), device=device, dtype=torch.float64),
-        skipping=Skipping(config.train, device),
+        skipping=skipping,
         meter=Meter(device),
         schemes=schemes,
         multipliers=multipliers,
         penalising=penalising,
+        statistics=Statistics(model) if skipping.on else None,
         total=total or config.train.steps,
     )
 

@@ -71,6 +71,7 @@ def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
     """
     x = prepare(x, state.step, config)
     weights = weights_at(config.objective, state.schemes, state.multipliers, state.step)
+    before = None if state.statistics is None else state.statistics.read()
     terms = forward_terms(state.model, x, weights, config)
     costs = {} if state.penalising is None else state.penalising(state.step)
     loss = sum((cost.weighted for cost in costs.values()), terms.loss)
@@ -81,6 +82,8 @@ def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
         nn.utils.clip_grad_value_(state.parameters, config.train.grad_clip_value)
     finite = loss.isfinite() & norm.isfinite()
     judge(state, norm, finite)
+    if state.statistics is not None and before is not None:
+        state.statistics.put_back(before, state.omitted)
     state.optimizer.param_groups[0]["lr"] = lr_at(config.train, state.step, state.total)
     state.optimizer.step()
     if config.train.ema is not None:
