@@ -64,7 +64,8 @@ def convert_released(state_dict: Mapping[str, Tensor], config: Config) -> dict[s
         )
     with torch.device("meta"):
         own = build(config).state_dict()
-    names = {key: released_name(key, places(config)) for key in own}
+    known = places(config)
+    names = {key: released_name(key, known) for key in own}
     theirs = {key: t for key, t in state_dict.items() if not key.endswith(ALIAS)}
     for key in [key for key in theirs if key.removeprefix("module.") == "prior_ftr0"]:
         constant = theirs.pop(key)
@@ -87,7 +88,9 @@ class Place:
 
 def released_name(own: str, known: Mapping[str, Place]) -> str:
     """Their name for one of our keys, given the places of our parts."""
-    part = next(part for part in known if own.startswith(f"{part}."))
+    part = own
+    while part not in known:
+        part = part.rpartition(".")[0]
     rest = own.removeprefix(f"{part}.").replace("log_norm", "log_weight_norm")
     place = known[part]
     if part == "top_down.start":
@@ -102,7 +105,7 @@ def released_name(own: str, known: Mapping[str, Place]) -> str:
 
 
 def places(config: Config) -> dict[str, Place]:
-    """Their place for each of our parts, longer names first."""
+    """Their place for each of our parts."""
     found = {
         "bottom_up.stem": Place("stem"),
         "top_down.start": Place("prior_ftr0"),
@@ -113,7 +116,7 @@ def places(config: Config) -> dict[str, Place]:
     }
     for i in range(1, config.layers + 1):
         found |= dict(_samplers(config, f"top_down.layers.z{i}", config.layers - i))
-    return dict(sorted(found.items(), key=lambda pair: -len(pair[0])))
+    return found
 
 
 def _merge(config: Config, layer: str) -> str:
