@@ -291,7 +291,8 @@ def test_words_that_are_no_overrides(word: str, part: str) -> None:
         ),
         (
             "objective.kl_annealing={kind: linear, steps: 3, period: 1}",
-            "objective.kl_annealing: no field 'period'; choose from delay, end, kind, least, start, steps",
+            "objective.kl_annealing: no field 'period'; "
+            "choose from delay, end, kind, least, start, steps",
         ),
         (
             "model.inference=botom_up",

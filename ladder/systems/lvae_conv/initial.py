@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ladder.errors import UserError
+from ladder.first_pass import first_pass
 from ladder.model import HierarchicalVAE
 
 STD = 0.1  # of every channel of every convolution's output
@@ -40,14 +41,7 @@ def initialise(model: HierarchicalVAE, x: Tensor) -> None:
         nn.init.kaiming_normal_(conv.weight)
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
-    handles = [conv.register_forward_hook(_standardise) for conv in convolutions]
-    training = model.training
-    try:
-        model.train()(x)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    first_pass(model, x, convolutions, _standardise)
 
 
 def _standardise(

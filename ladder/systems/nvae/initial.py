@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ladder.errors import UserError
+from ladder.first_pass import first_pass
 from ladder.model import HierarchicalVAE
 from ladder.systems.nvae.cells import Residual
 from ladder.weightnorm import FLOOR, WeightNormConv2d, norms
@@ -37,14 +38,7 @@ def initialise(model: HierarchicalVAE, x: Tensor) -> None:
         return
     if len(x) < 2:
         raise UserError("model.cells: 'res_elu' needs a batch of at least 2 data, not 1")
-    handles = [conv.register_forward_hook(_standardise) for conv in convolutions]
-    training = model.training
-    try:
-        model.train()(x)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    first_pass(model, x, convolutions, _standardise)
 
 
 def _standardise(conv: WeightNormConv2d, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
