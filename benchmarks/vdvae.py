@@ -1,9 +1,10 @@
-"""Training steps and sampling of VD-VAE presets: speed, compile time, graphs, memory.
+"""Training steps and sampling of VD-VAE and other presets: speed, compile time, graphs, memory.
 
     python benchmarks/vdvae.py step --device cuda --precision float32 tf32 bfloat16 \\
         --mode eager compiled --released FOLDER
     python benchmarks/vdvae.py step --preset tiny_vdvae --batch 8      # a rehearsal
     python benchmarks/vdvae.py step model.width=256 --batch 4 --recompute off on
+    python benchmarks/vdvae.py step --preset nvae_cifar10 --device cuda --batch 32
     python benchmarks/vdvae.py largest --device cuda --preset vdvae_ffhq256 --recompute off on
 
 Every combination runs in a process of its own, one after another, each with the rate of matrix
@@ -146,7 +147,8 @@ def run(what: str, case: Case, how: How, flops: int, timeout: float | None) -> d
 
 def target(arguments: argparse.Namespace) -> Path:
     """The file of the results."""
-    name = "vdvae" if arguments.what == "step" else "vdvae-largest"
+    system = resolve(arguments.preset[0]).model.system
+    name = system if arguments.what == "step" else f"{system}-largest"
     device, version = arguments.device.split(":")[0], torch.__version__.split("+")[0]
     dtype = arguments.precision[0] if len(arguments.precision) == 1 else "all"
     return RESULTS / f"benchmark-{name}-{device}-{dtype}-pt{version}.json"

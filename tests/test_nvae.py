@@ -210,7 +210,7 @@ def test_golden_penalties(case: str) -> None:
     total, count = golden["spectral"]
     spectral, scales = SpectralNorms(model), BatchNormScales(model)
     assert sum(map(len, spectral.groups.values())) == count
-    exact = sum(torch.linalg.matrix_norm(m, 2) for m in reference.matrices(state))
+    exact = sum(torch.linalg.matrix_norm(m, 2) for m in reference.matrices(state, CASES[case]))
     assert exact.item() == near(total)
     assert spectral(200).item() == pytest.approx(total, rel=1e-3)
     total, count = golden["norms"]
@@ -260,7 +260,7 @@ def test_other_configurations_agree(name: str, train: bool, draws: Any) -> None:
 def test_penalties_of_other_configurations_agree(name: str) -> None:
     options = OTHERS[name]
     model, state = filled(options)
-    matrices = reference.matrices(state)
+    matrices = reference.matrices(state, options)
     spectral = SpectralNorms(model)
     assert sum(map(len, spectral.groups.values())) == len(matrices)
     exact = sum(torch.linalg.matrix_norm(m, 2) for m in matrices).item()
