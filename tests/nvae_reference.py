@@ -18,13 +18,14 @@ from torch.distributions import Normal, kl_divergence
 
 State = dict[str, Tensor]
 Shapes = dict[str, list[int]]
+Names = tuple[str, ...]
 Noise = Callable[[tuple[int, ...]], Tensor]
 
 MONO = ("mnist", "omniglot")
 RES, RES5 = "res_bnswish", "res_bnswish5"
 E3, E6 = ("mconv_e3k5g0",), ("mconv_e6k5g0",)
 # Operations of the encoder's, decoder's, pre- and post-processing cells.
-ARCHES: dict[str, tuple[tuple[str, ...], ...]] = {
+ARCHES: dict[str, tuple[Names, ...]] = {
     "res_mbconv": ((RES, RES), E6, (RES, RES), E3),
     "res_bnswish": ((RES, RES),) * 4,
     "mbconv_sep": (E6, E6, E3, E3),
@@ -35,6 +36,9 @@ ARCHES: dict[str, tuple[tuple[str, ...], ...]] = {
     "mbconv_res": (E6, (RES, RES), E3, (RES, RES)),
     "mbconv_den": (E6, E6, ("mconv_e3k5g8",), ("mconv_e3k5g8",)),
 }
+# What a convolution has beside its weight; without a norm, the weight under a second name.
+NORMED, UNBIASED = ("log_weight_norm", "bias"), ("log_weight_norm",)
+PLAIN = ("weight_normalized",)
 
 
 class Options(NamedTuple):
@@ -66,6 +70,7 @@ class Record(NamedTuple):
     kl: list[Tensor]  # of each group, coarse to fine
     log_q: Tensor
     log_p: Tensor
+    shapes: Shapes  # of every weight that the pass asked for
     moved: State  # running statistics after a step in training mode
 
 
@@ -73,7 +78,7 @@ class Run(NamedTuple):
     """One pass over the network, which writes down every weight it asks for."""
 
     options: Options
-    state: State | None  # None: only the shapes are of interest
+    state: State | None  # None where only the shapes are of interest
     train: bool
     shapes: Shapes
     moved: State
@@ -121,7 +126,7 @@ def scales(o: Options) -> list[int]:
 def param(run: Run, key: str, *shape: int) -> Tensor:
     run.shapes[key] = list(shape)
     if run.state is None:
-        return torch.empty(shape, device="meta")
+        return torch.zeros(shape)
     if run.state[key].shape != shape:
         raise ValueError(f"{key} is {list(run.state[key].shape)}, not {list(shape)}")
     return run.state[key]
@@ -147,36 +152,23 @@ def effective(name: str, weight: Tensor, log_norm: Tensor | None) -> Tensor:
         weight = weight * mask_of(name, weight)
     if log_norm is None:
         return weight
-    norm = weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
     return log_norm.exp() * weight / (norm + 1e-5)
 
 
 def conv(
-    run: Run,
-    name: str,
-    x: Tensor,
-    cout: int,
-    k: int = 1,
-    *,
-    stride: int = 1,
-    dilation: int = 1,
-    groups: int = 1,
-    bias: bool = True,
+    run: Run, name: str, x: Tensor, cout: int, k: int = 1, also: Names = NORMED, **how: int
 ) -> Tensor:
-    weight = param(run, f"{name}.weight", cout, x.shape[1] // groups, k, k)
-    log_norm = param(run, f"{name}.log_weight_norm", cout, 1, 1, 1)
-    b = param(run, f"{name}.bias", cout) if bias else None
-    padding = dilation * (k // 2)
-    return F.conv2d(x, effective(name, weight, log_norm), b, stride, padding, dilation, groups)
-
-
-def plain_conv(
-    run: Run, name: str, x: Tensor, cout: int, k: int = 1, stride: int = 1, groups: int = 1
-) -> Tensor:
-    weight = param(run, f"{name}.weight", cout, x.shape[1] // groups, k, k)
-    # Without a norm, the effective weight is the weight under a second name.
-    run.shapes[f"{name}.weight_normalized"] = list(weight.shape)
-    return F.conv2d(x, weight, None, stride, k // 2, groups=groups)
+    """`how` is conv2d's stride, dilation and groups; the size changes by the stride alone."""
+    weight = param(run, f"{name}.weight", cout, x.shape[1] // how.get("groups", 1), k, k)
+    bias = param(run, f"{name}.bias", cout) if "bias" in also else None
+    log_norm = None
+    if "log_weight_norm" in also:
+        log_norm = param(run, f"{name}.log_weight_norm", cout, 1, 1, 1)
+    if "weight_normalized" in also:
+        run.shapes[f"{name}.weight_normalized"] = list(weight.shape)
+    padding = how.get("dilation", 1) * (k // 2)
+    return F.conv2d(x, effective(name, weight, log_norm), bias, padding=padding, **how)
 
 
 def batch_norm(run: Run, name: str, x: Tensor) -> Tensor:
@@ -199,7 +191,7 @@ def skip(run: Run, name: str, kind: str, x: Tensor, cout: int) -> Tensor:
         return x
     if kind == "up":
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-        return conv(run, f"{name}.1", x, cout, bias=False)
+        return conv(run, f"{name}.1", x, cout, 1, UNBIASED)
     x = F.silu(x)
     shifted = (x, x[:, :, 1:, 1:], x[:, :, :, 1:], x[:, :, 1:])
     parts = [cout // 4] * 3 + [cout - 3 * (cout // 4)]
@@ -223,15 +215,15 @@ def bottleneck(run: Run, name: str, op: str, kind: str, x: Tensor, cout: int) ->
     a = 1 if kind == "up" else 0  # slot 0 of an up cell is its upsampler
     x = F.interpolate(x, scale_factor=2) if kind == "up" else x
     x = batch_norm(run, f"{name}.{a}.bn", x)
-    x = plain_conv(run, f"{name}.{a + 1}.conv.0", x, wide)
-    x = F.silu(batch_norm(run, f"{name}.{a + 1}.conv.1", x))
-    x = plain_conv(run, f"{name}.{a + 2}.conv.0", x, wide, k, stride, groups or wide)
-    x = F.silu(batch_norm(run, f"{name}.{a + 2}.conv.1", x))
-    x = plain_conv(run, f"{name}.{a + 3}", x, cout)
+    for i, size, step, parts in ((a + 1, 1, 1, 1), (a + 2, k, stride, groups or wide)):
+        slot = f"{name}.{i}.conv"
+        x = conv(run, f"{slot}.0", x, wide, size, PLAIN, stride=step, groups=parts)
+        x = F.silu(batch_norm(run, f"{slot}.1", x))
+    x = conv(run, f"{name}.{a + 3}", x, cout, 1, PLAIN)
     return batch_norm(run, f"{name}.{a + 4}.bn", x)
 
 
-def cell(run: Run, name: str, kind: str, ops: tuple[str, ...], x: Tensor) -> Tensor:
+def cell(run: Run, name: str, kind: str, ops: Names, x: Tensor) -> Tensor:
     cin = x.shape[1]
     cout = {"normal": cin, "down": 2 * cin, "up": cin // 2}[kind]
     y, change = x, kind
@@ -251,8 +243,8 @@ def flow(run: Run, name: str, z: Tensor) -> Tensor:
     """A shift of every element by what is before it, then by what is after it."""
     width, wide = z.shape[1], 6 * z.shape[1]
     for half in (f"{name}.cell1", f"{name}.cell2"):
-        y = F.elu(conv(run, f"{half}.conv.convz.0", z, wide, 3, bias=False))
-        y = F.elu(conv(run, f"{half}.conv.convz.2", y, wide, 5, groups=wide, bias=False))
+        y = F.elu(conv(run, f"{half}.conv.convz.0", z, wide, 3, UNBIASED))
+        y = F.elu(conv(run, f"{half}.conv.convz.2", y, wide, 5, UNBIASED, groups=wide))
         z = z - conv(run, f"{half}.mu.conv_0", F.elu(y), width)
     return z
 
@@ -311,8 +303,12 @@ def decode(run: Run, batch: int, draw: Callable[[int, Tensor], Tensor]) -> Tenso
     return conv(run, "image_conditional.1", F.elu(s), 1 if o.dataset in MONO else colour, 3)
 
 
-def both_passes(run: Run, x: Tensor, noise: Noise) -> Record:
-    o, features = run.options, encode(run, x)
+def forward(
+    state: State | None, options: Options, x: Tensor, noise: Noise, *, train: bool = False
+) -> Record:
+    """One pass over `x` in [0, 1], padded and quantised already."""
+    run, o = Run(options, state, train, {}, {}), options
+    features = encode(run, x)
     terms: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def draw(i: int, s: Tensor) -> Tensor:
@@ -332,14 +328,8 @@ def both_passes(run: Run, x: Tensor, noise: Noise) -> Record:
 
     logits = decode(run, x.shape[0], draw)
     kl, log_q, log_p = (list(group) for group in zip(*terms, strict=True))
-    return Record(logits, kl, torch.stack(log_q).sum(0), torch.stack(log_p).sum(0), run.moved)
-
-
-def forward(
-    state: State, options: Options, x: Tensor, noise: Noise, *, train: bool = False
-) -> Record:
-    """One pass over `x` in [0, 1], padded and quantised already."""
-    return both_passes(Run(options, state, train, {}, {}), x, noise)
+    log_qs, log_ps = torch.stack(log_q).sum(0), torch.stack(log_p).sum(0)
+    return Record(logits, kl, log_qs, log_ps, run.shapes, run.moved)
 
 
 def sample(state: State, options: Options, n: int, temperature: float, noise: Noise) -> Tensor:
@@ -354,22 +344,23 @@ def sample(state: State, options: Options, n: int, temperature: float, noise: No
 
 
 def layout(options: Options) -> Shapes:
-    """Every key of the released state dict and its shape, from a pass without numbers."""
-    run, channels = Run(options, None, False, {}, {}), 1 if options.dataset in MONO else 3
-    x = torch.empty(1, channels, options.size, options.size, device="meta")
-    both_passes(run, x, lambda shape: torch.empty(shape, device="meta"))
-    return run.shapes
+    """Every key of the released state dict and its shape, from a pass over no images."""
+    channels = 1 if options.dataset in MONO else 3
+    x = torch.zeros(0, channels, options.size, options.size)
+    return forward(None, options, x, lambda shape: torch.zeros(shape)).shapes
 
 
 def matrices(state: State, options: Options) -> list[Tensor]:
     """Effective weights of all convolutions, which the spectral regularisation looks at."""
-    found = []
-    for key, shape in layout(options).items():
-        if len(shape) == 4 and key.endswith(".weight"):
-            name = key.removesuffix(".weight")
-            log_norm = state.get(f"{name}.log_weight_norm")
-            found.append(effective(name, state[key], log_norm).flatten(1))
-    return found
+    names = [
+        key.removesuffix(".weight")
+        for key, shape in layout(options).items()
+        if key.endswith(".weight") and len(shape) == 4
+    ]
+    return [
+        effective(n, state[f"{n}.weight"], state.get(f"{n}.log_weight_norm")).flatten(1)
+        for n in names
+    ]
 
 
 def batch_norm_scales(state: State) -> list[Tensor]:
