@@ -152,7 +152,7 @@ def effective(name: str, weight: Tensor, log_norm: Tensor | None) -> Tensor:
         weight = weight * mask_of(name, weight)
     if log_norm is None:
         return weight
-    norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
     return log_norm.exp() * weight / (norm + 1e-5)
 
 
