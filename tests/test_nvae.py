@@ -68,6 +68,12 @@ def filled(options: Options) -> tuple[HierarchicalVAE, dict[str, Tensor]]:
     return model, state
 
 
+def empty(options: Options) -> dict[str, Tensor]:
+    """A released state dict without its values."""
+    shapes = reference.layout(options)
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
 def images(model: HierarchicalVAE) -> Tensor:
     """The images of the golden numbers: black and white, or colours of so many bits."""
     channels, size, _ = model.config.shape
@@ -275,9 +281,9 @@ def test_penalties_of_other_configurations_agree(name: str) -> None:
 @pytest.mark.parametrize("name", ["A", "B", *OTHERS])
 def test_conversion_is_a_bijection(name: str) -> None:
     options = {**CASES, **OTHERS}[name]
+    state = empty(options)
     with torch.device("meta"):
         model = build_model(config=config_of(options))
-        state = {n: torch.empty(shape) for n, shape in reference.layout(options).items()}
     own = {n: t for n, t in state.items() if not n.endswith("weight_normalized")}
     converted = nvae.convert_released(state, model.config)
     assert list(converted) == list(model.state_dict())
@@ -323,9 +329,9 @@ PUBLISHED: dict[str, tuple[Options, int, int, int, list[list[int]]]] = {
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_published_models(preset: str) -> None:
     options, parameters, convolutions, norms, latents = PUBLISHED[preset]
+    state = empty(options)
     with torch.device("meta"):
         model = build_model(preset)
-        state = {n: torch.empty(shape) for n, shape in reference.layout(options).items()}
         shapes = [list(v.z.shape[1:]) for v in model.decode(1)[1].values()]
     assert sum(p.numel() for p in model.parameters()) == parameters
     modules = list(model.modules())
