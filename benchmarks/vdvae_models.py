@@ -58,7 +58,8 @@ def configured(case: Case) -> Config[ModelConfig]:
 def ours(case: Case) -> Trainee:
     """The library's own step and sampling."""
     config = configured(case)
-    state = new_state(config, choose_device(case.device))
+    total = config.train.steps or 1_000_000  # for rates that decay; far more than are timed
+    state = new_state(config, choose_device(case.device), total=total)
     if case.mode == "compiled":
         compile_layers(state.model, case.backend)
 

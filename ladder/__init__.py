@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ladder.diagnostics import unit_profile as unit_profile
     from ladder.distributions import ClosedDrawn as ClosedDrawn
     from ladder.distributions import Drawn as Drawn
+    from ladder.distributions import Flowed as Flowed
     from ladder.distributions import Normal as Normal
     from ladder.errors import UserError as UserError
     from ladder.errors import WorkFailed as WorkFailed
@@ -70,7 +71,7 @@ _HOMES = {
         "kl_profile",
         "unit_profile",
     ),
-    "ladder.distributions": ("ClosedDrawn", "Drawn", "Normal"),
+    "ladder.distributions": ("ClosedDrawn", "Drawn", "Flowed", "Normal"),
     "ladder.errors": ("UserError", "WorkFailed"),
     "ladder.execution": ("compile_layers", "set_recompute"),
     "ladder.latent": ("Latent", "draw"),

@@ -17,7 +17,14 @@ class BatchNorm2d(nn.BatchNorm2d):
     only, among several: each may have another number of data. Two exchanges forward and two
     backward, of as many numbers as there are channels, so that no variance is a difference of two
     large numbers.
+
+    Args:
+        channels: C of the input.
+        momentum: Share of a batch in the running statistics.
     """
+
+    def __init__(self, channels: int, momentum: float = 0.1) -> None:
+        super().__init__(channels, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `[B, C, H, W]` channel by channel."""

@@ -27,8 +27,9 @@ def recalibrate(
     """Copy a model and fit the batch norms of its generative path to what it generates.
 
     Running statistics come from reconstructions of training data. Samples at a low temperature
-    have others, so that a sampler that uses the old ones drifts (Vahdat & Kautz 2020, section 4).
-    Here they follow batches of samples; the upward pass and all weights stay what they are.
+    have others, so that a sampler that uses the old ones drifts (Vahdat & Kautz 2020).
+    Here they follow batches of samples; the upward pass and all weights stay what they are. Where
+    several processes train together, all of them have to call it, with one seed.
 
     Args:
         model: The model; it stays as it is.

@@ -303,7 +303,7 @@ def _presets(args: Arguments) -> int:
 def _describe_import(parser: _Parser) -> None:
     parser.add_argument("system", help="such as vdvae")
     parser.add_argument("file", type=Path, help="the released weights")
-    parser.add_argument("--preset", help="name of a preset, or a YAML file; nvae files say it")
+    parser.add_argument("--preset", help="name of a preset, or a YAML file; some files say it")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--optimizer", type=Path, metavar="FILE", help="to go on with training")
     parser.add_argument("--ema", type=Path, metavar="FILE", help="average, with --optimizer")
@@ -314,10 +314,10 @@ def _import(args: Arguments) -> int:
     """Turn a released checkpoint into a folder for from_pretrained, or a run to resume."""
     from ladder.train.importing import Files, import_released
 
-    if args.optimizer is not None and args.ema is None:
-        _tell("ladder: without --ema the average of the weights begins as these weights")
     files = Files(args.file, args.ema, args.optimizer)
     out = import_released(args.system, files, args.preset, args.out, args.overrides)
+    if args.optimizer is not None and args.ema is None:
+        _tell("ladder: without --ema the average of the weights begins as these weights")
     print(json.dumps({"folder": str(out)}) if args.json else out)
     return 0
 

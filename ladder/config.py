@@ -66,9 +66,9 @@ class LinearSchedule(Settings):
     steps: Count
     """Optimiser steps of the line, until `end` is reached."""
     start: NonNegative = 0.0
-    """Weight at step 0."""
+    """Weight where the line begins, and before."""
     end: NonNegative = 1.0
-    """Weight from `steps` on."""
+    """Weight from the end of the line on."""
     delay: NonNegative = 0.0
     """Optimiser steps before the line begins; it may begin between two steps."""
     least: NonNegative = 0.0
@@ -135,7 +135,8 @@ class Penalties(Settings):
     """What weights cost besides the KL."""
 
     spectral: NonNegative = 0.0
-    """Weight of the sum of the largest singular values of all convolutions."""
+    """Weight of the sum of the largest singular values of all convolutions, but for transposed
+    ones."""
     batch_norm: NonNegative = 0.0
     """Weight of the sum over all batch norms of their largest scale, in size."""
     start: Positive | None = None
@@ -227,15 +228,18 @@ class DataConfig(Settings):
     hold_out: Literal["last", "first"] = "last"
     """From which end of the training data `validation` is taken."""
     flip: bool = False
-    """Whether each image of a training batch is mirrored, left to right, half of the times."""
+    """Whether each image of a training batch is mirrored, left to right, with probability 1/2."""
 
 
 class CosineDecay(Settings):
-    """Half a cosine from the rate that the warm-up has reached down to `end` at the last step."""
+    """Half a cosine from the rate of the last step of the warm-up down to `end`.
+
+    After W steps of warm-up from zero it begins at lr (W - 1) / W, as published.
+    """
 
     kind: Literal["cosine"]
     end: NonNegative = 0.0
-    """Learning rate of the last step."""
+    """Learning rate of the last step, or of the last `every` steps."""
     every: Count = 1
     """Steps between two changes of the rate; as many as an epoch has, for a rate by epoch."""
 
@@ -316,6 +320,15 @@ class TrainConfig(Settings):
             raise ValueError("give exactly one of 'epochs' and 'steps'")
         if self.steps is not None and self.min_steps is not None:
             raise ValueError("'min_steps' goes with 'epochs', not with 'steps'")
+        if self.lr_decay is not None and self.lr_decay.end > self.lr:
+            raise ValueError(
+                f"'lr_decay.end' is {self.lr_decay.end}, which should be at most 'lr', {self.lr}"
+            )
+        if self.lr_decay is not None and self.warmup_from_zero and self.warmup_steps == 1:
+            raise ValueError(
+                "'lr_decay' begins at the last rate of the warm-up, which is 0 with "
+                "'warmup_from_zero' and a single one of 'warmup_steps'; give 0 steps, or more"
+            )
         return self
 
     def total_steps(self, data: int) -> int:

@@ -85,10 +85,10 @@ class Sampled(Normal):
 
 
 class Drawn(NamedTuple):
-    """A posterior whose `z` was drawn on the way up, with the sampled KL estimate.
+    """A posterior whose `z` was drawn already, on the way up if nothing else is said.
 
-    The prior of z then conditions on variables that were drawn from z, so the ELBO of this
-    posterior needs log q - log p at the draw itself.
+    Its KL is the sampled estimate. Going up, the prior of z conditions on variables that were
+    drawn from z, so the ELBO of this posterior needs log q - log p at the draw itself.
     """
 
     normal: Normal

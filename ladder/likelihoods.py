@@ -350,14 +350,14 @@ def kind_of(value: Any) -> Any:
     return value if isinstance(value, str) else getattr(value, "kind", None)
 
 
-Likelihood = Annotated[
+Kinds = (
     Annotated[BernoulliSpec, Tag("bernoulli")]
     | Annotated[GaussianSpec, Tag("gaussian")]
     | Annotated[LogisticSpec, Tag("logistic")]
     | Annotated[LogisticMixtureSpec, Tag("logistic_mixture")]
-    | Annotated[CategoricalSpec, Tag("categorical")],
-    Discriminator(kind_of),
-]
+    | Annotated[CategoricalSpec, Tag("categorical")]
+)
+Likelihood = Annotated[Kinds, Discriminator(kind_of)]
 
 
 def make_head(spec: LikelihoodSettings) -> Head:

@@ -4,8 +4,8 @@ Both keep a network's output from changing faster than its input: the KL of deep
 unbounded, and large weights let it run away.
 
 References:
-    NVAE: A Deep Hierarchical Variational Autoencoder (Vahdat & Kautz, 2020), sections 3.2 and
-    3.3, https://arxiv.org/abs/2007.03898; Spectral Norm Regularization for Improving the
+    NVAE: A Deep Hierarchical Variational Autoencoder (Vahdat & Kautz, 2020),
+    https://arxiv.org/abs/2007.03898; Spectral Norm Regularization for Improving the
     Generalizability of Deep Learning (Yoshida & Miyato, 2017), https://arxiv.org/abs/1705.10941
 """
 
@@ -32,11 +32,11 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class SpectralNorms:
-    """Sum of the largest singular values of all convolutions, by power iterations that go on.
+    """Sum of the largest singular values of convolutions, by power iterations that go on.
 
     The matrix of a convolution is its weight, normalised and masked as it convolves, of shape
     `[out, rest]`. Matrices of one shape are iterated together; from step to step u and v stay, so
-    that a few iterations are enough to follow the weights.
+    that a few iterations are enough to follow the weights. Transposed convolutions are left out.
 
     Args:
         model: A model; it stays as it is.
@@ -56,7 +56,7 @@ class SpectralNorms:
                 rows, columns = module.weight.flatten(1).shape
                 self.groups[f"{rows}x{columns}"].append(module)
         if not self.groups:
-            raise UserError("objective.penalties.spectral: the model has no convolution")
+            raise UserError("objective.penalties.spectral: the model has no convolution; give 0")
         self.u, self.v, self.normed = {}, {}, {}
         for shape, members in self.groups.items():
             rows, columns = map(int, shape.split("x"))
@@ -178,7 +178,7 @@ class BatchNormScales:
             if isinstance(module, _BatchNorm) and module.affine:
                 self.groups[module.num_features].append(module.weight)
         if not self.groups:
-            raise UserError("objective.penalties.batch_norm: the model has no batch norm")
+            raise UserError("objective.penalties.batch_norm: the model has no batch norm; give 0")
 
     def __call__(self) -> Tensor:
         """The sum, 0-dim."""

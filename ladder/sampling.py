@@ -121,7 +121,8 @@ def draw_prior(
     _check_number("draw_prior", n)
     check_temperature(model, temperature)
     with seeded(seed):
-        latents: dict[str, Latent] = model.decode(n, temperature=temperature)[1]
+        px, latents = model.decode(n, temperature=temperature)
+    finite("draw_prior", px, latents)
     return latents
 
 

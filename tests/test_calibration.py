@@ -14,6 +14,7 @@ import ladder
 from ladder.cli import main
 from ladder.errors import UserError, WorkFailed
 from ladder.model import HierarchicalVAE
+from ladder.sampling import draw_prior
 
 
 def model() -> HierarchicalVAE:
@@ -128,6 +129,17 @@ def test_what_is_not_finite_is_never_silent() -> None:
     made = broken()
     with pytest.raises(WorkFailed, match="decode: 1 of 1 data are not finite"):
         ladder.decode(made, {"z3": torch.zeros(1, 4, 2, 2)}, rest="mean")
+
+
+def test_parameters_that_a_mean_does_not_show_are_looked_at() -> None:
+    made = ladder.build_model("tiny_nvae", likelihood="soft_normal").eval()
+    with torch.no_grad():
+        made.likelihood.conv.bias[1] = float("nan")  # of the log-scale
+    assert made.decode(2)[0].mean.isfinite().all()
+    with pytest.raises(WorkFailed, match=r"2 of 2 data are not finite.* the likelihood"):
+        ladder.sample(made, 2)
+    with pytest.raises(WorkFailed, match=r"draw_prior: 3 of 3 data are not finite.* layer z1"):
+        draw_prior(broken(), 3)
 
 
 def test_a_datum_that_is_not_finite_is_counted() -> None:

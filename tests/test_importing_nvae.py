@@ -198,6 +198,11 @@ def test_a_record_of_options_cannot_reach_into_our_classes(tmp_path: Path) -> No
         ({"arch_instance": "res_mbconv9"}, "arch_instance 'res_mbconv9', which is not known"),
         ({"dataset": "stacked_mnist"}, "the dataset 'stacked_mnist', whose size is not known"),
         ({"num_latent_scales": 6}, "cannot be halved 6 times"),
+        ({"num_latent_per_group": 10**12}, "num_latent_per_group=1000000000000, which should be"),
+        ({"num_latent_scales": 0}, "num_latent_scales=0, which should be from 1 to 1024"),
+        ({"num_nf": -1}, "num_nf=-1, which should be from 0 to 1024"),
+        ({"ada_groups": "yes"}, "ada_groups='yes', which should be of type bool"),
+        ({"num_mixture_dec": 1, "num_x_bits": 5}, "num_mixture_dec=1 with num_x_bits below 8"),
         ({"num_channels_enc": 8}, "the state dict is not of this configuration"),
     ],
 )
@@ -209,6 +214,44 @@ def test_options_that_are_none(
     assert main(words(file, tmp_path / "out")) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda t: t.fill_(-1.0), "holds variances below 0; the file is damaged"),
+        (lambda t: torch.empty_like(t, device="meta"), "holds no values; the file is damaged"),
+    ],
+)
+def test_damaged_statistics_are_refused(
+    damage: Any, expected: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with torch.serialization.safe_globals([Namespace]):
+        content = torch.load(file, weights_only=True)
+    name = "pre_process.0._ops.0.bn_act.running_var"
+    content["state_dict"][name] = damage(content["state_dict"][name])
+    torch.save(content, file)
+    assert f"'{name}' {expected}" in sentence(capsys, words(file, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("args", [Namespace(**{**ARGS, "dataset": "mine"}), {"dataset": "mine"}])
+def test_a_preset_helps_where_options_cannot_be_read(
+    args: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = released(tmp_path / "checkpoint.pt", made(), args)
+    assert "with --preset" in sentence(capsys, words(file, tmp_path / "out"))
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump(released_config(ARGS)))
+    assert main(words(file, tmp_path / "out", "--preset", str(mine))) == 0
+
+
+def test_equal_channels_may_be_said_twice(tmp_path: Path) -> None:
+    file = released(tmp_path / "checkpoint.pt", made(), Namespace(**ARGS))
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump(released_config(ARGS)))
+    more = ["--preset", str(mine), "model.decoder_channels=4"]
+    assert main(words(file, tmp_path / "out", *more)) == 0
 
 
 def test_checkpoints_of_the_first_versions_leave_options_out(tmp_path: Path) -> None:

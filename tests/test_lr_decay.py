@@ -171,3 +171,21 @@ def test_mistakes_have_one_sentence(decay: dict[str, Any], sentence: str) -> Non
         tiny(lr_decay=decay)
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
+
+
+def test_a_warm_up_that_never_leaves_zero_is_refused() -> None:
+    words = ["train.warmup_steps=1", "train.warmup_from_zero=true"]
+    with pytest.raises(UserError, match="the last rate of the warm-up, which is 0"):
+        resolve("tiny_nvae", words)
+
+
+def test_a_decay_wants_to_know_where_it_ends() -> None:
+    config = resolve("tiny_nvae", ["train.epochs=1"])
+    with pytest.raises(UserError, match="new_state needs 'total'"):
+        new_state(config, torch.device("cpu"))
+    assert new_state(config, torch.device("cpu"), total=7).total == 7
+
+
+def test_a_rate_does_not_decay_upwards() -> None:
+    with pytest.raises(UserError, match=r"'lr_decay.end' is 1.0, which should be at most 'lr'"):
+        resolve("tiny_nvae", ["train.lr_decay.end=1.0"])

@@ -276,8 +276,8 @@ def test_the_scales_of_a_model_are_followed() -> None:
 # --- what has no such thing ---------------------------------------------------------------------
 
 NOTHING = [
-    ("spectral", "objective.penalties.spectral: the model has no convolution"),
-    ("batch_norm", "objective.penalties.batch_norm: the model has no batch norm"),
+    ("spectral", "objective.penalties.spectral: the model has no convolution; give 0"),
+    ("batch_norm", "objective.penalties.batch_norm: the model has no batch norm; give 0"),
 ]
 
 

@@ -149,7 +149,7 @@ NARROW: dict[str, dict[str, Any]] = {
         for name, channels, size, pad, groups in [
             ("nvae_mnist", 1, 4, 2, [1, 1]),
             ("nvae_cifar10", 3, 4, 0, [2]),
-            ("nvae_celeba64", 3, 4, 0, [2]),
+            ("nvae_celeba64", 3, 8, 0, [1, 1, 1]),
             ("nvae_imagenet32", 3, 4, 0, [2]),
             ("nvae_celebahq256", 3, 4, 0, [1, 1]),
             ("nvae_ffhq256", 3, 4, 0, [1, 1]),

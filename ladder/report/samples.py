@@ -66,7 +66,7 @@ def write_samples(
         seed: Seed of the draws.
         out: A `.png` for a grid, a `.npy` for an array `[n, *shape]`; `None` writes
             `samples/prior-t<temperature>-seed<seed>.png` (or `.npy`) into `source`, for levels
-            `samples/prior-<level>=<temperature>-...`.
+            `samples/prior-<level>=<temperature>-...`, with `recalibrated<steps>` before the seed.
         recalibration: Steps of `recalibrate` before sampling; `None` for none.
 
     Returns:
@@ -80,7 +80,8 @@ def write_samples(
     model = from_pretrained(source)
     picture = drawable(model.config.shape)
     if out is None:
-        words = f"prior-{_in_a_name(temperature)}-seed{seed}"
+        fitted = "" if recalibration is None else f"recalibrated{recalibration}-"
+        words = f"prior-{_in_a_name(temperature)}-{fitted}seed{seed}"
         out = source / "samples" / f"{words}{'.png' if picture else '.npy'}"
     if out.suffix not in (".png", ".npy"):
         raise UserError(f"{out}: write to a .png (a grid) or a .npy (an array)")

@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig
-from ladder.sampling import layer_names
-from ladder.train.schemes import layer_schemes, weights_at
+from ladder.train.schemes import weights_at
 from ladder.train.state import State
-from ladder.train.step import forward_terms, prepare
+from ladder.train.step import forward_terms, penalised, prepare
 
 
 def first_offender(state: State, x: Tensor, step: int, config: Config[ModelConfig]) -> str:
@@ -35,8 +34,7 @@ def first_offender(state: State, x: Tensor, step: int, config: Config[ModelConfi
             return f"the weight {_place(name)}"
     found: list[str] = []
     with _watched(model, found):
-        schemes = layer_schemes(config.objective, layer_names(model))
-        weights = weights_at(config.objective, schemes, state.multipliers, step)
+        weights = weights_at(config.objective, state.schemes, state.multipliers, step)
         terms = forward_terms(model, prepare(x, step, config), weights, config)
     if found:
         return f"the output of {_place(found[0])}"
@@ -45,11 +43,10 @@ def first_offender(state: State, x: Tensor, step: int, config: Config[ModelConfi
             return f"the KL of layer {name}"
     if not terms.log_px.isfinite().all():
         return "the log-likelihood, module likelihood"
-    costs = {} if state.penalising is None else state.penalising(step)
-    for name, cost in costs.items():
-        if not cost.value.isfinite().all():
-            return f"the penalty {name}"
-    loss = sum((cost.weighted for cost in costs.values()), terms.loss)
+    loss, penalties = penalised(state, terms, step)
+    for name, value in penalties.items():
+        if not value.isfinite().all():
+            return f"the {name.replace('/', ' ')}"
     gradient = _first_gradient(model, loss)
     if gradient is not None:
         return f"the gradient of {_place(gradient)}"

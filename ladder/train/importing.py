@@ -88,35 +88,46 @@ def _configured(
                 f"ladder import: '{preset}' is a model of system '{config.model.system}', not "
                 f"'{system}'"
             )
-    content, said = _unpacked(module, path)
+    content, options = _unpacked(module, path)
     if preset is not None:
-        _check_said(path, preset, config, said)
+        _check_said(module, path, preset, config, options)
         return config, _given(preset, overrides), content
-    if said is None:
+    if options is None:
         raise UserError(
             f"ladder import: {path} does not say its configuration; name it with --preset"
         )
+    try:
+        said = module.released_config(options)
+        config = resolve(said, overrides)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; name its configuration with --preset") from None
     text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in said.items())
-    return resolve(said, overrides), _with_words(text, overrides), content
+    return config, _with_words(text, overrides), content
 
 
-def _unpacked(module: ModuleType, path: Path) -> tuple[Any, dict[str, Any] | None]:
-    """The state dict in a released file, and what the file says of its configuration."""
+def _unpacked(module: ModuleType, path: Path) -> tuple[Any, Mapping[str, Any] | None]:
+    """The state dict in a released file, and the options that the file says it was made with."""
     content = read_torch(path, getattr(module, "RELEASED_TYPES", ()))
     if not hasattr(module, "unpack_released"):
         return content, None
-    try:
-        state, said = module.unpack_released(content)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return state, said
+    state, options = module.unpack_released(content)
+    return state, options
 
 
 def _check_said(
-    path: Path, preset: str, config: Config[ModelConfig], said: Mapping[str, Any] | None
+    module: ModuleType,
+    path: Path,
+    preset: str,
+    config: Config[ModelConfig],
+    options: Mapping[str, Any] | None,
 ) -> None:
     """Refuse a configuration that the file itself contradicts: shapes do not show everything."""
-    if said is None:
+    if options is None:
+        return
+    try:
+        said = module.released_config(options)
+        resolve(said)
+    except UserError:  # which is why a preset is named
         return
     theirs, ours = _fields(resolve(said).model), _fields(config.model)
     for field in theirs:
@@ -187,7 +198,7 @@ def _as_run(
         raise UserError(
             "train.optimizer: 'adamax' cannot go on with the moments of Adam; use adam or adamw"
         )
-    state = new_state(config, torch.device("cpu"))
+    state = new_state(config, torch.device("cpu"), total=config.train.steps or 1)
     load_weights(state.model, weights, str(files.model))
     if state.average is not None:
         average = weights if files.ema is None else _averaged(module, files.ema, config)
@@ -231,12 +242,16 @@ def _moments(
 def _check_sound(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse what a damaged file, or another program, may hold."""
     for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise UserError(f"{path}: '{name}' holds no values; the file is damaged")
         if tensor.layout != torch.strided or not tensor.is_floating_point():
             if tensor.dtype == torch.int64 and name.endswith("num_batches_tracked"):
                 continue
             raise UserError(f"{path}: '{name}' is {tensor.dtype}, {tensor.layout}; give floats")
         if not tensor.isfinite().all():
             raise UserError(f"{path}: '{name}' holds NaN or infinite values; the file is damaged")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise UserError(f"{path}: '{name}' holds variances below 0; the file is damaged")
 
 
 def read_torch(path: Path, types: Sequence[type] = ()) -> Any:

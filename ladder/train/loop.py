@@ -196,7 +196,9 @@ def _check_last_batch(setup: Setup) -> None:
         model = build_model(config=setup.config)
         try:
             model(torch.zeros(1, *setup.config.model.shape))
-        except ValueError:
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
             raise UserError(
                 f"train.batch_size: {size} leaves one of {len(setup.images)} data for the last "
                 "batch, which batch norm cannot normalise; choose another"

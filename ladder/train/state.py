@@ -88,7 +88,8 @@ def new_state(
         The state before the first step.
 
     Raises:
-        UserError: If the objective does not fit the model.
+        UserError: If the objective does not fit the model, or a decay of the learning rate does
+            not know where it ends.
     """
     with seeded(config.train.seed):
         model = build_model(config=config).to(device)
@@ -97,6 +98,9 @@ def new_state(
             _initialise(model, binarize(first) if config.data.binarize == "dynamic" else first)
         penalties = config.objective.penalties
         penalising = Penalising(config.objective, model) if penalties is not None else None
+    total = total or config.train.steps
+    if config.train.lr_decay is not None and total is None:
+        raise UserError("train.lr_decay: new_state needs 'total', the steps of the whole training")
     schemes = layer_schemes(config.objective, layer_names(model))
     multipliers = new_multipliers(config.objective, schemes, device)
     parameters = list(model.parameters())
@@ -122,7 +126,7 @@ def new_state(
         multipliers=multipliers,
         penalising=penalising,
         statistics=Statistics(model) if skipping.on else None,
-        total=total or config.train.steps,
+        total=total,
     )
 
 

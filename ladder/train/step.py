@@ -73,8 +73,7 @@ def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
     weights = weights_at(config.objective, state.schemes, state.multipliers, state.step)
     before = None if state.statistics is None else state.statistics.read()
     terms = forward_terms(state.model, x, weights, config)
-    costs = {} if state.penalising is None else state.penalising(state.step)
-    loss = sum((cost.weighted for cost in costs.values()), terms.loss)
+    loss, penalties = penalised(state, terms, state.step)
     state.optimizer.zero_grad()
     (loss / x[0].numel() if config.objective.per == "dimension" else loss).backward()
     norm = gradient_norm(state.parameters, config.train.grad_clip)
@@ -92,10 +91,16 @@ def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
         annealing = annealings_at(state.schemes, state.step)
         state.multipliers.update(terms.kl, annealing, state.omitted)
     counted = finite if state.skipping.on else None
-    logged = {f"penalty/{name}": cost.value for name, cost in costs.items()}
-    logged |= {**metrics(terms), "train/loss": loss, "train/grad_norm": norm}
+    logged = {**penalties, **metrics(terms), "train/loss": loss, "train/grad_norm": norm}
     state.meter.add(logged, x.shape[0], counted)
     state.step += 1
+
+
+def penalised(state: State, terms: Terms, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss with its penalties, 0-dim, and each penalty without its weight, by metric."""
+    costs = {} if state.penalising is None else state.penalising(step)
+    loss = sum((cost.weighted for cost in costs.values()), terms.loss)
+    return loss, {f"penalty/{name}": cost.value for name, cost in costs.items()}
 
 
 @torch.no_grad()

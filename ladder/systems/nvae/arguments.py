@@ -25,6 +25,7 @@ PRESETS = {
 OTHER = "nvae_imagenet32"  # has the likelihood of all other sets
 BINARY = ("mnist", "omniglot")
 SIZES = {"cifar10": 32, "ffhq": 256}
+MOST = 1024  # of any count; a damaged file must not ask for all memory
 
 # Ours by theirs, where the values are the same.
 SAME = {
@@ -51,28 +52,19 @@ MISSING = {
 }
 
 
-def unpack_released(content: Any) -> tuple[Any, dict[str, Any] | None]:
-    """Split a released checkpoint into its weights and its configuration.
+def unpack_released(content: Any) -> tuple[Any, Mapping[str, Any] | None]:
+    """Split a released checkpoint into its weights and its options.
 
     Args:
         content: What the file holds: `state_dict` and `args` among others, or a bare state dict.
 
     Returns:
-        The state dict, and a configuration file's content (`preset`, `model`, and `data` where the
-        preset's are others); `None` if the checkpoint does not say.
-
-    Raises:
-        UserError: If its options are not those of a model that can be built.
+        The state dict, and options by name for `released_config`; `None` if there are none.
     """
     if not (isinstance(content, Mapping) and "state_dict" in content):
         return content, None
     args = content.get("args")
-    if args is None:
-        return content["state_dict"], None
-    said = MISSING | vars(args) if isinstance(args, Namespace) else None
-    if said is None:
-        raise UserError("its 'args' are no record of options")
-    return content["state_dict"], released_config(said)
+    return content["state_dict"], vars(args) if isinstance(args, Namespace) else None
 
 
 def released_config(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,6 +80,7 @@ def released_config(said: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: If an option is missing, or is none of a model that can be built.
     """
+    said = MISSING | dict(said)
     dataset = _option(said, "dataset", str)
     if _option(said, "num_preprocess_blocks") != _option(said, "num_postprocess_blocks"):
         raise UserError(
@@ -99,8 +92,6 @@ def released_config(said: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"its 'args' name the arch_instance '{cells}', which is not known")
     kinds = {"use_se": bool, "res_dist": bool, "arch_instance": str}
     model = {ours: _option(said, theirs, kinds.get(theirs, int)) for theirs, ours in SAME.items()}
-    if model["decoder_channels"] == model["channels"]:
-        del model["decoder_channels"]
     model |= {"groups": _groups(said), **_data(dataset), "likelihood": _likelihood(said, dataset)}
     config = {"preset": PRESETS.get(dataset, OTHER), "model": model}
     if dataset not in PRESETS or dataset == "omniglot":
@@ -108,10 +99,12 @@ def released_config(said: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _option(said: Mapping[str, Any], name: str, kind: type = int) -> Any:
+def _option(said: Mapping[str, Any], name: str, kind: type = int, least: int = 0) -> Any:
     if name not in said:
         raise UserError(f"its 'args' do not say '{name}'")
     value = said[name]
+    if kind is int and isinstance(value, int) and not least <= value <= MOST:
+        raise UserError(f"its 'args' have {name}={value}, which should be from {least} to {MOST}")
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(
             f"its 'args' have {name}={value!r}, which should be of type {kind.__name__}"
@@ -121,10 +114,10 @@ def _option(said: Mapping[str, Any], name: str, kind: type = int) -> Any:
 
 def _groups(said: Mapping[str, Any]) -> list[int]:
     """Layers of each latent scale, from the data up: halved going up, if they adapt."""
-    groups = [_option(said, "num_groups_per_scale")]
-    for _ in range(_option(said, "num_latent_scales") - 1):
-        halved = max(groups[-1] // 2, _option(said, "min_groups_per_scale"))
-        groups.append(halved if said["ada_groups"] else groups[-1])
+    groups = [_option(said, "num_groups_per_scale", least=1)]
+    for _ in range(_option(said, "num_latent_scales", least=1) - 1):
+        halved = max(groups[-1] // 2, _option(said, "min_groups_per_scale", least=1))
+        groups.append(halved if _option(said, "ada_groups", bool) else groups[-1])
     return groups
 
 
@@ -142,6 +135,8 @@ def _likelihood(said: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     if dataset in BINARY:
         return {"kind": "bernoulli"}
     mixtures, bits = _option(said, "num_mixture_dec"), _option(said, "num_x_bits")
+    if mixtures == 1 and bits < 8:
+        raise UserError("its 'args' have num_mixture_dec=1 with num_x_bits below 8")
     if mixtures == 1:
         return {"kind": "soft_normal"}
     return {"kind": "logistic_mixture", "mixtures": mixtures, "bits": bits, "bins": "nvae"}

@@ -1,7 +1,7 @@
 """Cells of NVAE: skip(x) + 0.1 gate(f(x)), f of one or two parts.
 
-Figure 3 of the paper shows the parts of the published models: in the encoder `Residual` twice, in
-the decoder `Inverted`. `CELLS` names all arrangements of the released code.
+Published models have `Residual` twice in the encoder, `Inverted` in the decoder. `CELLS` names all
+arrangements of the released code.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ladder.batchnorm import BatchNorm2d
+from ladder.distributions import at_least_float32
 from ladder.weightnorm import WeightNormConv2d
 
 Resample = Literal["none", "down", "up"]
@@ -26,7 +27,7 @@ FEWEST = 4  # channels inside a gate
 
 def norm(channels: int) -> BatchNorm2d:
     """Batch norm as every cell has it."""
-    return BatchNorm2d(channels, momentum=MOMENTUM)
+    return BatchNorm2d(channels, MOMENTUM)
 
 
 def doubled(x: Tensor) -> Tensor:
@@ -193,7 +194,8 @@ class Cell(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, channels, H, W]` to the cell's output."""
-        y: Tensor = self.skip(x) + SHARE * self.gate(self.parts(x))
+        # The sum of all cells is float32 under autocast too.
+        y: Tensor = at_least_float32(self.skip(x)) + SHARE * self.gate(self.parts(x))
         return y
 
 

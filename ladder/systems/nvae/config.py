@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ladder.config import Count, ModelConfig
-from ladder.likelihoods import (
-    BernoulliSpec,
-    CategoricalSpec,
-    GaussianSpec,
-    LikelihoodSettings,
-    LogisticMixtureSpec,
-    LogisticSpec,
-    kind_of,
-)
+from ladder.likelihoods import Kinds, LikelihoodSettings, LogisticMixtureSpec, kind_of
 
 Natural = Annotated[int, Field(ge=0)]
 
@@ -27,13 +19,7 @@ class SoftNormalSpec(LikelihoodSettings):
 
 
 Likelihood = Annotated[
-    Annotated[BernoulliSpec, Tag("bernoulli")]
-    | Annotated[GaussianSpec, Tag("gaussian")]
-    | Annotated[LogisticSpec, Tag("logistic")]
-    | Annotated[LogisticMixtureSpec, Tag("logistic_mixture")]
-    | Annotated[CategoricalSpec, Tag("categorical")]
-    | Annotated[SoftNormalSpec, Tag("soft_normal")],
-    Discriminator(kind_of),
+    Kinds | Annotated[SoftNormalSpec, Tag("soft_normal")], Discriminator(kind_of)
 ]
 
 CellNames = Literal[
@@ -88,6 +74,13 @@ class Config(ModelConfig):
     likelihood: Likelihood = LogisticMixtureSpec()
     """p(x | z)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _say_equal_channels_once(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("decoder_channels") == raw.get("channels", 32):
+            return {key: value for key, value in raw.items() if key != "decoder_channels"}
+        return raw
+
     @model_validator(mode="after")
     def _can_be_built(self) -> Config:
         if len(self.shape) != 3:
@@ -103,10 +96,10 @@ class Config(ModelConfig):
                 f"scales ('groups' has {len(self.groups)}) or 'blocks' ({self.blocks}), or images "
                 f"whose height and width with 'pad' are multiples of {self.factor}"
             )
-        narrowest = min(self.channels, self.down_channels)
-        if self.cells == "mbconv_den" and narrowest % 8:
+        odd = [n for n in (self.channels, self.down_channels) if n % 8]
+        if self.cells == "mbconv_den" and odd:
             raise ValueError(
-                f"'channels' {narrowest} is no multiple of 8, into which the cells 'mbconv_den' "
+                f"'channels' {odd[0]} is no multiple of 8, into which the cells 'mbconv_den' "
                 "divide them"
             )
         return self

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ladder.distributions import at_least_float32
 from ladder.execution import Caller
 from ladder.flows import FlowMerge, ShiftFlow
 from ladder.layers import StochasticLayer
@@ -52,7 +51,7 @@ class BottomUp(Caller):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Climb from `x`, `[B, C, H, W]` in [0, 1]; evidence by layer name."""
         x = self.bins.datum(self.bins.level(x)) if self.bins.bits < 8 else x
-        h = at_least_float32(self.stem(2.0 * self.pad(x) - 1.0))
+        h = self.stem(2.0 * self.pad(x) - 1.0)
         evidence = {name: h for name, passed in self.passed.items() if passed == 0}
         for i, cell in enumerate(self.cells, start=1):
             h = self.call(cell, h)

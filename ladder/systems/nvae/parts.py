@@ -137,7 +137,7 @@ class Absolute(nn.Module):
 
 
 class Relative(nn.Module):
-    """q relative to p, section 3.2 of the paper: raw parameters are added, then clamped."""
+    """q relative to p: raw parameters are added, then clamped."""
 
     def __init__(self, combiner: Combiner) -> None:
         super().__init__()
@@ -145,7 +145,8 @@ class Relative(nn.Module):
 
     def forward(self, h: Above, evidence: Tensor, p: Normal) -> Normal:
         """Return the posterior."""
-        return soft_normal(h.raw + self.combiner(h, evidence))
+        # Small changes would be lost in a sum of 8 bits.
+        return soft_normal(at_least_float32(h.raw) + self.combiner(h, evidence))
 
 
 class Combine(nn.Module):
