@@ -17,7 +17,7 @@ from ladder.errors import UserError
 from ladder.model import HierarchicalVAE
 from ladder.noise import seeded
 from ladder.pretrained import from_pretrained
-from ladder.report import pictures, write_report
+from ladder.report import curves, pictures, write_report
 from ladder.report.curves import kl_png, objective_lines, objective_png
 from ladder.report.history import Line, epoch_means, held_out_line, training_line
 from ladder.report.page import Picture, page
@@ -199,6 +199,19 @@ def test_the_training_elbo_is_drawn_only_where_it_is_not_the_objective() -> None
         if "train/elbo" in record:
             record["train/elbo"] -= 1.0
     assert list(objective_lines(records)) == ["objective, train", "-ELBO, train"]
+
+
+@pytest.mark.parametrize(("first", "cut"), [(5000.0, True), (130.0, False)])
+def test_a_spike_of_the_first_steps_does_not_flatten_the_curve(first: float, cut: bool) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.plot(range(1, 41), [first, *(120.0 - i / 2 for i in range(39))])
+    curves._cut_the_beginning(axes)
+    bottom, top = axes.get_ylim()
+    assert bottom < 101.0  # the last value
+    assert top > 118.0  # what comes after a tenth of the run
+    assert (top < first) == cut
 
 
 def test_curves_of_one_record_and_of_many_layers_are_drawn() -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ladder.report.canvas import new_figure, plain, png
 from ladder.report.history import (
     Line,
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_MARKED = 40  # points of a line that are marked one by one
 LEGEND_ROWS = 16
+BEGINNING = 0.1  # share of a run whose values may leave the picture
+TALLER = 2.0  # where they would make it so many times as tall
 
 
 def has_curves(records: Sequence[Record]) -> bool:
@@ -50,6 +54,7 @@ def objective_png(records: Sequence[Record]) -> bytes:
     _draw(right, training_line(records, "train/nll"), "train")
     _draw(right, held_out_line(records, "val/nll"), str(split), "--")
     for axes in (left, right):
+        _cut_the_beginning(axes)
         axes.legend(frameon=False)
     return png(figure)
 
@@ -84,6 +89,7 @@ def kl_png(records: Sequence[Record]) -> bytes:
         _draw(
             axes, training_line(records, name), f"z{int(name.removeprefix('kl/z'))}", colour=colour
         )
+    _cut_the_beginning(axes)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.legend(
         frameon=False,
@@ -104,6 +110,21 @@ def _draw(
     marker = "o" if len(line.x) <= MOST_MARKED else ""
     if line.x:
         axes.plot(line.x, line.y, style, marker=marker, markersize=3, label=label, color=colour)
+
+
+def _cut_the_beginning(axes: Axes) -> None:
+    """Let large values of the first steps leave the picture, so that the rest can be read."""
+    drawn = [np.asarray(line.get_xydata(), dtype=float) for line in axes.get_lines()]
+    points = [(x, y) for xy in drawn for x, y in xy.tolist() if math.isfinite(y)]
+    last = max((x for x, _ in points), default=0.0)
+    values = [y for _, y in points]
+    later = [y for x, y in points if x >= BEGINNING * last]
+    if not later:
+        return
+    low, high = min(values), max(later)
+    if max(values) - low > TALLER * (high - low) > 0.0:
+        margin = 0.08 * (high - low)
+        axes.set_ylim(low - margin, high + margin)
 
 
 def _close(a: float, b: float) -> bool:
