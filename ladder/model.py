@@ -157,6 +157,8 @@ class HierarchicalVAE(nn.Module):
 def _check(x: Tensor, shape: tuple[int, ...] | None) -> None:
     if not x.is_floating_point():
         raise UserError(f"model: x is {x.dtype}; give floats in [0, 1], such as bytes over 255")
+    if shape is not None and tuple(x.shape) == shape:
+        raise UserError(f"model: x has shape {list(x.shape)}, one datum alone; give x[None]")
     if shape is not None and tuple(x.shape[1:]) != shape:
         wanted = ", ".join(map(str, shape))
         raise UserError(

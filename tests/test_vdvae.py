@@ -608,6 +608,7 @@ def test_impossible_declarations(changes: dict[str, Any], sentence: str) -> None
     [
         (torch.rand(2, 3, 16, 16), r"x has shape \[2, 3, 16, 16\].* are \[B, 3, 8, 8\]"),
         (torch.rand(2, 8, 8, 3), r"build the model with shape=\[8, 8, 3\]"),
+        (torch.rand(3, 8, 8), r"x has shape \[3, 8, 8\], one datum alone; give x\[None\]"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"x is torch.uint8; give floats in \[0, 1\]"),
     ],
 )
