@@ -118,6 +118,13 @@ def test_words_are_laid_over_what_the_file_says(file: Path, tmp_path: Path) -> N
     assert (config.model.likelihood.bins, config.data.name) == ("exact", "digits")
 
 
+def test_a_mistake_in_a_word_is_the_word_s(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = sentence(capsys, words(file, tmp_path / "out", "model.zdims=3"))
+    assert text == "ladder: model: no field 'zdims'; did you mean 'zdim'?\n"
+
+
 def test_a_preset_may_be_named_unless_the_file_contradicts(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,11 +98,11 @@ def _configured(
         )
     try:
         said = module.released_config(options)
-        config = resolve(said, overrides)
+        resolve(said)
     except UserError as error:
         raise UserError(f"{path}: {error}; name its configuration with --preset") from None
     text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in said.items())
-    return config, _with_words(text, overrides), content
+    return resolve(said, overrides), _with_words(text, overrides), content
 
 
 def _unpacked(module: ModuleType, path: Path) -> tuple[Any, Mapping[str, Any] | None]:
