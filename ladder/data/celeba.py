@@ -28,7 +28,7 @@ TRAIN, VALIDATION = "0", "1"
 
 
 def load(root: str | None) -> tuple[Data, Data]:
-    """Read the faces, in the order of CelebA's own list, which takes a few minutes.
+    """Read the faces, in the order of CelebA's own list; all are decoded at every start.
 
     Args:
         root: Folder with `celeba/img_align_celeba` and `celeba/list_eval_partition.txt`, as
