@@ -125,11 +125,10 @@ def _check_said(
     if options is None:
         return
     try:
-        said = module.released_config(options)
-        resolve(said)
+        said = resolve(module.released_config(options))
     except UserError:  # which is why a preset is named
         return
-    theirs, ours = _fields(resolve(said).model), _fields(config.model)
+    theirs, ours = _fields(said.model), _fields(config.model)
     for field in theirs:
         if field != "likelihood.bins" and theirs[field] != ours.get(field):
             raise UserError(
