@@ -113,9 +113,10 @@ class FreeBits(Settings):
     """KL that costs nothing: a floor of `nats` for each unit named by `per`."""
 
     nats: NonNegative
-    """The floor, in nats, of every layer, channel or element."""
-    per: Literal["layer", "channel", "element"] = "layer"
-    """What the floor holds for: a layer's whole KL, a channel summed over space, or one number."""
+    """The floor, in nats, of every layer, variable, channel or element."""
+    per: Literal["layer", "variable", "channel", "element"] = "layer"
+    """What the floor holds for: a layer's whole KL, each of the two variables that bidirectional
+    inference has in a layer (elsewhere the layer's), a channel summed over space, or one number."""
     average: Literal["batch", "sample"] = "batch"
     """Compare the floor with the mean over the batch, or with each sample before the mean."""
 

@@ -27,7 +27,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from ladder.data import Data, take
-from ladder.distributions import ClosedDrawn, Drawn, Flowed, Joined, Normal, Sampled
+from ladder.distributions import ClosedDrawn, Drawn, Flowed, Joined, Normal, Posterior, Sampled
 from ladder.errors import UserError
 from ladder.latent import Latent
 from ladder.model import HierarchicalVAE
@@ -157,7 +157,6 @@ ESTIMATORS: dict[type, str] = {
     ClosedDrawn: "closed form",
     Drawn: "sampled",
     Flowed: "sampled",
-    Joined: "closed form and sampled",
     Sampled: "sampled",
 }
 
@@ -171,10 +170,12 @@ def kl_estimator(latents: Mapping[str, Latent]) -> str:
     Returns:
         `closed form`, `sampled`, or both; empty without posteriors.
     """
-    kinds = {
-        ESTIMATORS.get(type(v.q), type(v.q).__name__) for v in latents.values() if v.q is not None
-    }
-    return ", ".join(sorted(kinds))
+    return ", ".join(sorted({_estimator(v.q) for v in latents.values() if v.q is not None}))
+
+
+def _estimator(q: Posterior) -> str:
+    parts = (q.td, q.bu) if isinstance(q, Joined) else (q,)
+    return " and ".join(sorted({ESTIMATORS.get(type(v), type(v).__name__) for v in parts}))
 
 
 def bits_per_dim(nats: float, dims: int) -> float:

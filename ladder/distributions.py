@@ -148,8 +148,8 @@ class Joined(NamedTuple):
     """A posterior of which one part is drawn going down and the other was drawn going up.
 
     Bidirectional inference (Maaløe et al. 2019): z_l = [z_l^TD, z_l^BU] on axis 1. Everything that
-    the prior of z_l^TD conditions on is fixed before it is drawn, so its KL is closed; that of
-    z_l^BU is what its type says.
+    the prior of z_l^TD conditions on is fixed before it is drawn, so a `Normal` has the closed
+    form there; the KL of either part is what its type says.
     """
 
     td: Normal
@@ -175,7 +175,7 @@ class Joined(NamedTuple):
         return torch.cat([self.td.log_prob(td), self.bu.log_prob(bu)], dim=1)
 
     def kl(self, p: Normal, z: Tensor) -> Tensor:
-        """Closed-form KL of the first part, that of the drawn posterior for the second."""
+        """KL of each part, as its type estimates it."""
         p_td, p_bu = (Normal(*parts) for parts in zip(*map(self.parts, p), strict=True))
         td, bu = self.parts(z)
         return torch.cat([self.td.kl(p_td, td), self.bu.kl(p_bu, bu)], dim=1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ladder.distributions import Normal, Posterior
+from ladder.distributions import Drawn, Joined, Normal, Posterior
 from ladder.errors import UserError
 
 
@@ -57,3 +58,27 @@ def draw(
         z = q.rsample()
         return Latent(z, p, q, q.kl(p, z))
     return Latent(p.rsample(temperature), p)
+
+
+def join(td: Latent, bu: Latent) -> Latent:
+    """Make one latent of the two variables of a layer with bidirectional inference.
+
+    Args:
+        td: The variable that is drawn going down, `[B, C_td, ...]`.
+        bu: The one that was drawn going up, `[B, C_bu, ...]`, with a `Drawn` posterior.
+
+    Returns:
+        The latent over [z^TD, z^BU], joined on axis 1; `q` and `kl` are set if both have them.
+    """
+    z = torch.cat([td.z, bu.z], dim=1)
+    p = Normal(*(torch.cat(pair, dim=1) for pair in zip(td.p, bu.p, strict=True)))
+    if td.kl is None or bu.kl is None:
+        return Latent(z, p)
+    assert isinstance(td.q, Normal)
+    assert isinstance(bu.q, Drawn)
+    return Latent(z, p, Joined(td.q, bu.q), torch.cat([td.kl, bu.kl], dim=1))
+
+
+def variables(q: Posterior | None, values: Tensor) -> tuple[Tensor, ...]:
+    """Split what is shaped like a latent into its variables: two where `join` made one of two."""
+    return q.parts(values) if isinstance(q, Joined) else (values,)

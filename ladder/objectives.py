@@ -20,8 +20,9 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from ladder.config import FreeBits
+from ladder.distributions import Posterior
 from ladder.errors import UserError, suggest
-from ladder.latent import Latent
+from ladder.latent import Latent, variables
 from ladder.likelihoods import Observation
 from ladder.model import HierarchicalVAE
 
@@ -93,12 +94,16 @@ def elbo(
         weights: dict[str, Weight] = by_layer(beta, 1.0, latents)
         floors: dict[str, FreeBits | None] = by_layer(free_bits, None, latents)
         gamma = _coefficients(elementwise, balance)
-        costs = [weights[n] * gamma[n] * floored(v, floors[n]) for n, v in elementwise.items()]
+        costs = [
+            weights[n] * gamma[n] * floored(v, floors[n], latents[n].q)
+            for n, v in elementwise.items()
+        ]
         cost = sum(costs, nothing.mean())
     elif free_bits is None:
         cost = beta * total.mean()
     else:
-        cost = beta * sum((floored(v, free_bits) for v in elementwise.values()), nothing.mean())
+        costs = [floored(v, free_bits, latents[n].q) for n, v in elementwise.items()]
+        cost = beta * sum(costs, nothing.mean())
     return Terms(cost - log_px.mean(), log_px - total, log_px, kl)
 
 
@@ -181,13 +186,14 @@ def fair_shares(
     return {name: share / min(shares) for name, share in zip(values, shares, strict=True)}
 
 
-def floored(kl: Tensor, free_bits: FreeBits | None) -> Tensor:
+def floored(kl: Tensor, free_bits: FreeBits | None, q: Posterior | None = None) -> Tensor:
     """A layer's KL with every unit below the floor raised to it, so that it has no gradient.
 
     Args:
         kl: Elementwise KL, `[B, C, ...]`.
         free_bits: The floor, what it holds for, and whether it meets the batch's mean or each
             sample; `None` for no floor.
+        q: The layer's posterior, which says of how many variables the layer is.
 
     Returns:
         Batch mean summed over the layer, 0-dim.
@@ -196,6 +202,8 @@ def floored(kl: Tensor, free_bits: FreeBits | None) -> Tensor:
         return per_datum(kl).mean()
     if free_bits.per == "layer":
         units = reduce(kl, "b ... -> b 1", "sum")
+    elif free_bits.per == "variable":
+        units = torch.stack([per_datum(part) for part in variables(q, kl)], dim=1)
     elif free_bits.per == "channel":
         units = reduce(kl, "b c ... -> b c", "sum")
     else:

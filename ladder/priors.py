@@ -19,11 +19,22 @@ def _log_sqrt_softplus(v: Tensor) -> Tensor:
     return 0.5 * F.softplus(v).log()
 
 
-# What a network's raw output means, as a map to the log of the standard deviation.
+def _half_softplus(v: Tensor) -> Tensor:
+    return 0.5 * F.softplus(v)
+
+
+def _half_tanh(v: Tensor) -> Tensor:
+    return 0.5 * v.tanh()
+
+
+# What a network's raw output means, as a map to the log of the standard deviation. With a softplus
+# as the log of the variance no scale is below 1; with a tanh all are between 0.6 and 1.7.
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "log_variance": _half,
     "log_scale": torch.Tensor.clone,
     "softplus_variance": _log_sqrt_softplus,
+    "softplus_log_variance": _half_softplus,
+    "tanh_log_variance": _half_tanh,
 }
 
 

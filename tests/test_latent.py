@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ladder.distributions import ClosedDrawn, Drawn, Normal
-from ladder.latent import Latent, draw
+from ladder.distributions import ClosedDrawn, Drawn, Joined, Normal, Sampled
+from ladder.latent import Latent, draw, join, variables
 
 
 def normal() -> Normal:
@@ -73,3 +73,28 @@ def test_a_draw_made_on_the_way_up_is_kept(drawn: type[Drawn]) -> None:
     assert latent.kl is not None
     assert torch.equal(latent.kl, q.kl(p, z))
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", [Normal, Sampled])
+def test_two_variables_become_one_latent(kind: type[Normal]) -> None:
+    p_td, p_bu, z = normal(), normal(), torch.randn(4, 3, dtype=torch.float64)
+    td = draw(p_td, kind(*normal()))
+    bu = draw(p_bu, Drawn(normal(), z))
+    both = join(td, bu)
+    assert isinstance(both.q, Joined)
+    assert torch.equal(both.z, torch.cat([td.z, z], dim=1))
+    assert torch.equal(both.q.mean, torch.cat([td.q.mean, bu.q.mean], dim=1))
+    # The joint posterior says the same of the joint draw as its parts said of theirs.
+    assert torch.equal(both.q.kl(both.p, both.z), both.kl)
+    expected = torch.cat([p_td.log_prob(td.z), p_bu.log_prob(bu.z)], dim=1)
+    assert torch.equal(both.p.log_prob(both.z), expected)
+    for part, one in zip(variables(both.q, both.kl), (td.kl, bu.kl), strict=True):
+        assert torch.equal(part, one)
+
+
+def test_what_came_from_priors_joins_without_a_posterior() -> None:
+    td, bu = draw(normal()), draw(normal())
+    both = join(td, bu)
+    assert both.q is None
+    assert both.kl is None
+    assert variables(both.q, both.z) == (both.z,)

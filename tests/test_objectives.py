@@ -12,7 +12,7 @@ from torch import distributions as td
 
 from ladder.build import build_model
 from ladder.config import FreeBits
-from ladder.distributions import Normal
+from ladder.distributions import Drawn, Joined, Normal
 from ladder.latent import Latent
 from ladder.likelihoods import Bernoulli
 from ladder.model import HierarchicalVAE
@@ -130,6 +130,22 @@ def test_a_unit_under_the_floor_has_no_gradient(per: Any, average: Any) -> None:
     assert torch.equal(kl.grad[:, 0], torch.full((2, 3, 1), 0.5, dtype=torch.float64))
     low = 0.5 if per == "layer" else 0.0
     assert torch.equal(kl.grad[:, 1], torch.full((2, 3, 1), low, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("average", ["batch", "sample"])
+def test_free_bits_of_each_variable_of_a_layer(average: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kl = 3.0 * torch.rand(5, 4, 2, generator=generator, dtype=torch.float64)
+    half = Normal(kl[:, :3], kl[:, :3])
+    joined = Joined(half, Drawn(Normal(kl[:, 3:], kl[:, 3:]), kl[:, 3:]))
+    free_bits = FreeBits(nats=4.0, per="variable", average=average)
+    of_layer = free_bits.model_copy(update={"per": "layer"})
+    parts = floored(kl[:, :3], of_layer) + floored(kl[:, 3:], of_layer)
+    torch.testing.assert_close(floored(kl, free_bits, joined), parts)
+    assert parts > floored(kl, of_layer)
+    # Of a single variable it is the layer's.
+    assert torch.equal(floored(kl, free_bits, half), floored(kl, of_layer))
+    assert torch.equal(floored(kl, free_bits), floored(kl, of_layer))
 
 
 def test_both_averages_differ_where_they_should() -> None:
