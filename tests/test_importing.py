@@ -169,7 +169,7 @@ def test_what_does_not_go_together(
     assert "is a model of system 'vdvae', not 'lvae_conv'" in sentence(capsys, start)
     start[1] = "hierarchy"
     assert (
-        "nothing was released for system 'hierarchy'; choose from lvae_conv, nvae, vdvae"
+        "nothing was released for system 'hierarchy'; choose from biva, lvae_conv, nvae, vdvae"
         in sentence(capsys, start)
     )
     start[1] = "vdva"

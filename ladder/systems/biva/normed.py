@@ -1,0 +1,114 @@
+"""Dense layers and convolutions with the weight g v / ||v|| (Salimans & Kingma 2016, section 2).
+
+At first v is N(0, 0.05^2), g 1 and the bias 0; `initialise` then sets g and the bias by a layer's
+own outputs, once. Convolutions put zeros around maps as TensorFlow's SAME does, half before and
+the odd one after, for maps whose extent is a multiple of the stride.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SPREAD = 0.05  # of v
+
+
+class Normed(nn.Module):
+    """Direction v, norm g, bias, and whether they were set by data.
+
+    Args:
+        shape: Of v.
+        out_axis: Axis of v that counts output channels.
+    """
+
+    initialised: Tensor
+
+    def __init__(self, shape: tuple[int, ...], out_axis: int = 0) -> None:
+        super().__init__()
+        self.axes = [axis for axis in range(len(shape)) if axis != out_axis]
+        self.v = nn.Parameter(SPREAD * torch.randn(shape))
+        self.g = nn.Parameter(torch.ones([n if i == out_axis else 1 for i, n in enumerate(shape)]))
+        self.bias = nn.Parameter(torch.zeros(shape[out_axis]))
+        self.register_buffer("initialised", torch.tensor(False))
+
+    def weight(self) -> Tensor:
+        """The weight that acts, shaped like v."""
+        norm = torch.linalg.vector_norm(self.v, dim=self.axes, keepdim=True)
+        weight: Tensor = self.v * (self.g / norm)
+        return weight
+
+
+class Dense(Normed):
+    """`[B, ...]`, flattened, to `[B, out]`."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__((out, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Flatten and map."""
+        return F.linear(x.flatten(1), self.weight(), self.bias)
+
+
+class Conv(Normed):
+    """A convolution that keeps the resolution, or divides it by `stride`.
+
+    Args:
+        channels: Of the input.
+        out: Of the output.
+        kernel: Height and width, at least the stride, or 1.
+        stride: Positions between two outputs.
+    """
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1) -> None:
+        super().__init__((out, channels, kernel, kernel))
+        self.stride = stride
+        before, after = margins(kernel, stride)
+        self.even = before == after
+        self.around = (before, after, before, after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, channels, H, W]` to `[B, out, H / stride, W / stride]`."""
+        if self.even:
+            return F.conv2d(x, self.weight(), self.bias, self.stride, self.around[0])
+        return F.conv2d(F.pad(x, self.around), self.weight(), self.bias, self.stride)
+
+
+class ConvUp(Normed):
+    """A transposed convolution that multiplies the resolution by `stride`.
+
+    Args:
+        channels: Of the input.
+        out: Of the output.
+        kernel: Height and width, at least the stride.
+        stride: Positions between what two inputs add to.
+    """
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int) -> None:
+        super().__init__((channels, out, kernel, kernel), out_axis=1)
+        self.stride = stride
+        self.before, self.after = margins(kernel, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, channels, H, W]` to `[B, out, stride H, stride W]`."""
+        y = F.conv_transpose2d(x, self.weight(), self.bias, self.stride, padding=self.before)
+        odd = self.after - self.before
+        return y[:, :, : y.shape[2] - odd, : y.shape[3] - odd] if odd else y
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The same with what is cut off around it."""
+        return F.conv_transpose2d(x, self.weight(), self.bias, self.stride)
+
+
+def margins(kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after a map, or what a transposed convolution cuts off there."""
+    total = max(0, kernel - stride)
+    return total // 2, total - total // 2
+
+
+def features(size: int, width: int, space: list[int]) -> nn.Sequential:
+    """`[B, size]` to a map `[B, width, *space]`."""
+    dense = Dense(size, width * math.prod(space))
+    return nn.Sequential(dense, nn.Unflatten(1, (width, *space)))
