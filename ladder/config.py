@@ -115,8 +115,8 @@ class FreeBits(Settings):
     nats: NonNegative
     """The floor, in nats, of every layer, variable, channel or element."""
     per: Literal["layer", "variable", "channel", "element"] = "layer"
-    """What the floor holds for: a layer's whole KL, each of the two variables that bidirectional
-    inference has in a layer (elsewhere the layer's), a channel summed over space, or one number."""
+    """What the floor holds for: a layer's whole KL; that of each of its variables, of which
+    bidirectional inference has two; a channel summed over space; or one number."""
     average: Literal["batch", "sample"] = "batch"
     """Compare the floor with the mean over the batch, or with each sample before the mean."""
 
@@ -245,6 +245,19 @@ class CosineDecay(Settings):
     """Steps between two changes of the rate; as many as an epoch has, for a rate by epoch."""
 
 
+class ExponentialDecay(Settings):
+    """`lr` times `rate`^n, with n the steps done since the warm-up: the first one has `lr`."""
+
+    kind: Literal["exponential"]
+    rate: Annotated[float, Field(gt=0, le=1)]
+    """Factor of the learning rate from one step to the next."""
+    least: NonNegative = 0.0
+    """The learning rate is never less than this."""
+
+
+LrDecay = Annotated[CosineDecay | ExponentialDecay, Field(discriminator="kind")]
+
+
 class TrainConfig(Settings):
     """How long, how, and what is written."""
 
@@ -265,7 +278,7 @@ class TrainConfig(Settings):
     """Steps over which the learning rate rises linearly to `lr`."""
     warmup_from_zero: bool = False
     """Whether the rate of the first step is 0, as where a schedule moves after the step."""
-    lr_decay: CosineDecay | None = None
+    lr_decay: LrDecay | None = None
     """How the learning rate falls after the warm-up; null keeps it."""
     betas: Annotated[
         list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
@@ -273,6 +286,9 @@ class TrainConfig(Settings):
     """Decay of Adam's two averages."""
     eps: Positive = 1e-8
     """Adam's epsilon."""
+    bias_correction: bool = True
+    """Whether the mean of the gradient, which starts from 0, is divided by 1 - beta1^t; false,
+    with adamax only, makes the first steps smaller, as in BIVA's TensorFlow original."""
     weight_decay: NonNegative = 0.0
     """Weight decay."""
     grad_clip: Positive | None = None
@@ -321,11 +337,22 @@ class TrainConfig(Settings):
             raise ValueError("give exactly one of 'epochs' and 'steps'")
         if self.steps is not None and self.min_steps is not None:
             raise ValueError("'min_steps' goes with 'epochs', not with 'steps'")
-        if self.lr_decay is not None and self.lr_decay.end > self.lr:
+        if not self.bias_correction and self.optimizer != "adamax":
             raise ValueError(
-                f"'lr_decay.end' is {self.lr_decay.end}, which should be at most 'lr', {self.lr}"
+                f"'bias_correction' false goes with 'optimizer' adamax, not with {self.optimizer}"
             )
-        if self.lr_decay is not None and self.warmup_from_zero and self.warmup_steps == 1:
+        return self
+
+    @model_validator(mode="after")
+    def _decay_falls(self) -> TrainConfig:
+        cosine = isinstance(self.lr_decay, CosineDecay)
+        name = "end" if cosine else "least"
+        last = getattr(self.lr_decay, name, 0.0)
+        if last > self.lr:
+            raise ValueError(
+                f"'lr_decay.{name}' is {last}, which should be at most 'lr', {self.lr}"
+            )
+        if cosine and self.warmup_from_zero and self.warmup_steps == 1:
             raise ValueError(
                 "'lr_decay' begins at the last rate of the warm-up, which is 0 with "
                 "'warmup_from_zero' and a single one of 'warmup_steps'; give 0 steps, or more"

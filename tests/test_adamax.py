@@ -6,16 +6,18 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ladder.build import resolve
 from ladder.config import Config
-from ladder.errors import WorkFailed
+from ladder.errors import UserError, WorkFailed
 from ladder.pretrained import pointed, read_weights
 from ladder.train import fit, loop
 from ladder.train.adamax import Adamax
+from ladder.train.checkpoint import restore, save
 from ladder.train.loop import batches, set_up
 from ladder.train.state import State, new_state
 from ladder.train.step import train_step
@@ -67,11 +69,43 @@ def test_it_is_torch_s(dtype: torch.dtype, rtol: float, weight_decay: float) -> 
         torch.testing.assert_close(a, b.to(a.dtype), rtol=rtol, atol=rtol)
 
 
+@pytest.mark.parametrize("corrected", [False, True])
+def test_it_is_the_formula_with_and_without_correction(corrected: bool) -> None:
+    ours = parameters(torch.float64)
+    theirs = [p.detach().numpy().copy() for p in ours]
+    means, peaks = ([np.zeros_like(w) for w in theirs] for _ in range(2))
+    optimizer = Adamax(ours, 0.03, (0.8, 0.95), 1e-3, bias_correction=corrected)
+    for step in range(30):
+        give_gradients(step, ours)
+        optimizer.step()
+        for i, parameter in enumerate(ours):
+            assert parameter.grad is not None
+            gradient = parameter.grad.numpy()
+            means[i] = 0.8 * means[i] + 0.2 * gradient
+            peaks[i] = np.maximum(0.95 * peaks[i], np.abs(gradient) + 1e-3)
+            divisor = 1.0 - 0.8 ** (step + 1) if corrected else 1.0
+            theirs[i] = theirs[i] - 0.03 * means[i] / divisor / peaks[i]
+            np.testing.assert_allclose(parameter.detach().numpy(), theirs[i], 1e-12, 1e-14)
+
+
+def test_the_first_uncorrected_step_is_a_tenth_of_the_rate() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, -1.0], dtype=torch.float64))
+    weight.grad = torch.tensor([5.0, -0.01], dtype=torch.float64)
+    Adamax([weight], lr=2e-3, eps=1e-300, bias_correction=False).step()
+    expected = torch.tensor([1.0 - 2e-4, -1.0 + 2e-4], dtype=torch.float64)
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-14, atol=0.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("good", [0, 3])
-def test_a_step_that_failed_changes_nothing(dtype: torch.dtype, good: int) -> None:
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_step_that_failed_changes_nothing(
+    dtype: torch.dtype, good: int, corrected: bool
+) -> None:
     ours, clean = parameters(dtype), parameters(dtype)
-    one, two = Adamax(ours, weight_decay=0.1), Adamax(clean, weight_decay=0.1)
+    one, two = (
+        Adamax(many, weight_decay=0.1, bias_correction=corrected) for many in (ours, clean)
+    )
     failed = one.found_inf = torch.zeros(())
     for step in range(good):
         give_gradients(step, ours, clean)
@@ -91,10 +125,11 @@ def test_a_step_that_failed_changes_nothing(dtype: torch.dtype, good: int) -> No
     assert all(torch.equal(a, b) for a, b in zip(ours, clean, strict=True))
 
 
-def test_the_host_is_asked_nothing() -> None:
+@pytest.mark.parametrize("corrected", [False, True])
+def test_the_host_is_asked_nothing(corrected: bool) -> None:
     """Meta tensors have no values: whoever asks for one gets an error."""
     ours = parameters(torch.float32, "meta")
-    optimizer = Adamax(ours, weight_decay=0.1)
+    optimizer = Adamax(ours, weight_decay=0.1, bias_correction=corrected)
     optimizer.found_inf = torch.zeros((), device="meta")
     for _ in range(2):
         for parameter in ours:
@@ -129,6 +164,20 @@ def test_its_state_comes_back(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 
 
+def test_a_state_says_whether_it_was_corrected() -> None:
+    ours = parameters(torch.float32)
+    optimizer = Adamax(ours, bias_correction=False)
+    saved = copy.deepcopy(optimizer.state_dict())
+    other = Adamax(ours)
+    other.load_state_dict(saved)
+    assert other.param_groups[0]["bias_correction"] is False
+    del saved["param_groups"][0]["bias_correction"]  # from before there was a choice
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["bias_correction"] is True
+    give_gradients(0, ours)
+    optimizer.step()
+
+
 # --- in the loop --------------------------------------------------------------------------------
 
 
@@ -151,6 +200,45 @@ def test_resuming_is_bit_exact(tmp_path: Path, ema: str) -> None:
     for a, b in zip(*rows, strict=True):
         assert a["step"].item() == 20
         assert all(torch.equal(a[key], b[key]) for key in ("step", "exp_avg", "exp_inf"))
+
+
+def test_the_configuration_chooses_the_correction(tmp_path: Path) -> None:
+    words, moved = ("train.betas=[0.75, 0.999]", "train.lr=0.01"), []
+    for each in (tiny(*words, "train.bias_correction=false"), tiny(*words)):
+        state, x = start(each, tmp_path)
+        before = [p.detach().clone() for p in state.parameters]
+        train_step(state, x, each)
+        moved.append([p.detach() - b for p, b in zip(state.parameters, before, strict=True)])
+    for one, two in zip(*moved, strict=True):
+        torch.testing.assert_close(one, two / 4, rtol=1e-3, atol=1e-7)
+    assert max(one.abs().max() for one in moved[0]) == pytest.approx(0.0025, rel=1e-3)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_checkpoint_from_before_the_choice_takes_the_configurations(
+    tmp_path: Path, corrected: bool
+) -> None:
+    state, x = start(tiny(), tmp_path)
+    train_step(state, x, tiny())
+    path = save(tmp_path, state, keep=1)
+    rest = torch.load(path / "state.pt")
+    del rest["optimizer"]["param_groups"][0]["bias_correction"]
+    torch.save(rest, path / "state.pt")
+    again, _ = start(tiny(f"train.bias_correction={str(corrected).lower()}"), tmp_path)
+    restore(path, again)
+    assert again.optimizer.param_groups[0]["bias_correction"] is corrected
+    ours, theirs = (list(s.optimizer.state.values()) for s in (state, again))
+    for one, two in zip(ours, theirs, strict=True):
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_only_adamax_can_leave_the_correction_out(optimizer: str) -> None:
+    with pytest.raises(UserError) as caught:
+        tiny("train.bias_correction=false", f"train.optimizer={optimizer}")
+    assert str(caught.value) == (
+        f"train: 'bias_correction' false goes with 'optimizer' adamax, not with {optimizer}"
+    )
 
 
 def start(config: Config, out: Path) -> tuple[State, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import nn
 
 from ladder.build import resolve
-from ladder.config import Config, CosineDecay, TrainConfig
+from ladder.config import Config, CosineDecay, ExponentialDecay, TrainConfig
 from ladder.errors import UserError
+from ladder.pretrained import read_weights
 from ladder.train import fit
 from ladder.train.run import read_metrics
 from ladder.train.state import new_state
@@ -121,6 +123,40 @@ def test_a_warm_up_as_long_as_training_leaves_nothing_to_decay() -> None:
     assert {lr_at(stair, s, 40) for s in range(2, 40)} == {lr_at(stair, 1)}
 
 
+def exponential(rate: float, least: float = 0.0) -> ExponentialDecay:
+    return ExponentialDecay(kind="exponential", rate=rate, least=least)
+
+
+@pytest.mark.parametrize("total", [None, 7, 10**7])
+def test_the_exponential_one_is_bivas(total: int | None) -> None:
+    section = train(lr=2e-3, lr_decay=exponential(0.999999, 1e-4))
+    rate, multiplied = 2e-3, []
+    for _ in range(1000):  # as their scheduler does: times 0.999999 after each step
+        multiplied.append(rate)
+        rate *= 0.999999
+    rates = [lr_at(section, s, total) for s in range(1000)]
+    assert rates == pytest.approx(multiplied, rel=1e-12)
+    assert rates[0] == 2e-3
+    floor = math.ceil(math.log(1e-4 / 2e-3) / math.log(0.999999))  # 2,995,731 steps
+    assert lr_at(section, floor - 1, total) == pytest.approx(1e-4 / 0.999999, rel=1e-6)
+    assert lr_at(section, floor - 1, total) > 1e-4
+    assert {lr_at(section, s, total) for s in (floor, floor + 1, 10**9)} == {1e-4}
+
+
+@pytest.mark.parametrize("from_zero", [False, True])
+@pytest.mark.parametrize("warm_up", [0, 1, 8])
+def test_the_exponential_one_begins_at_the_rate(warm_up: int, from_zero: bool) -> None:
+    fields = {"warmup_steps": warm_up, "warmup_from_zero": from_zero}
+    flat, falling = train(**fields), train(**fields, lr_decay=exponential(0.9, 2e-3))
+    assert [lr_at(falling, s) for s in range(warm_up)] == [lr_at(flat, s) for s in range(warm_up)]
+    assert lr_at(falling, warm_up) == lr_at(flat, warm_up) == 1e-2
+    closed = [1e-2 * math.exp(n * math.log(0.9)) for n in range(16)]  # 0.9^15 > 0.2 > 0.9^16
+    rates = [lr_at(falling, warm_up + n) for n in range(30)]
+    assert rates == pytest.approx([*closed, *[2e-3] * 14], rel=1e-12)
+    assert lr_at(train(**fields, lr_decay=exponential(0.5)), 10**6) == 0.0
+    assert lr_at(train(**fields, lr_decay=exponential(1.0)), 10**6) == 1e-2
+
+
 # --- in the loop --------------------------------------------------------------------------------
 
 TINY: dict[str, Any] = {
@@ -157,13 +193,39 @@ def test_the_optimiser_has_the_rate_of_its_step() -> None:
             assert rate == lr_at(config.train, step, right)
 
 
+def test_the_exponential_one_goes_on_as_if_uninterrupted(tmp_path: Path) -> None:
+    decay = {"kind": "exponential", "rate": 0.7, "least": 0.02}
+    section = {"epochs": None, "lr_decay": decay, "warmup_steps": 2}
+    adamax = {"optimizer": "adamax", "bias_correction": False}
+    for steps, out, resume in ((9, "whole", False), (4, "parts", False), (9, "parts", True)):
+        config = tiny(**section, **adamax, steps=steps)
+        fit(config, tmp_path / out, resume=resume, quiet=True)
+    rows = [read_metrics(tmp_path / out) for out in ("whole", "parts")]
+    written = [[r["train/lr"] for r in row if "train/lr" in r] for row in rows]
+    closed = [max(0.1 * 0.7**n, 0.02) for n in range(7)]
+    assert written[0] == written[1] == pytest.approx([0.1 / 3, 0.2 / 3, *closed])
+    assert written[0][-1] == 0.02
+    folders = [tmp_path / out / "checkpoints/step-00000009" for out in ("whole", "parts")]
+    one, two = (read_weights(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 @pytest.mark.parametrize(
     ("decay", "sentence"),
     [
-        ({"kind": "cosin"}, "train.lr_decay.kind: "),
+        ({"kind": "cosin"}, "train.lr_decay.kind: unknown value 'cosin'; did you mean 'cosine'?"),
+        ({"every": 1}, "train.lr_decay: needs a field 'kind' that says which"),
         ({"kind": "cosine", "end": -1.0}, "train.lr_decay.end: should be greater than or equal"),
         ({"kind": "cosine", "every": 0}, "train.lr_decay.every: should be greater than or equal"),
         ({"kind": "cosine", "evry": 3}, "train.lr_decay: no field 'evry'; did you mean 'every'?"),
+        ({"kind": "exponential"}, "train.lr_decay.rate: missing"),
+        ({"kind": "exponential", "rate": 0}, "train.lr_decay.rate: should be greater than 0"),
+        ({"kind": "exponential", "rate": 1.1}, "train.lr_decay.rate: should be less than or"),
+        ({"kind": "exponential", "rate": 0.9, "end": 0.1}, "train.lr_decay: no field 'end'"),
+        (
+            {"kind": "exponential", "rate": 0.9, "least": 0.2},
+            "train: 'lr_decay.least' is 0.2, which should be at most 'lr', 0.1",
+        ),
     ],
 )
 def test_mistakes_have_one_sentence(decay: dict[str, Any], sentence: str) -> None:
@@ -179,11 +241,17 @@ def test_a_warm_up_that_never_leaves_zero_is_refused() -> None:
         resolve("tiny_nvae", words)
 
 
-def test_a_decay_wants_to_know_where_it_ends() -> None:
+def test_only_a_cosine_wants_to_know_where_it_ends() -> None:
     config = resolve("tiny_nvae", ["train.epochs=1"])
     with pytest.raises(UserError, match="new_state needs 'total'"):
         new_state(config, torch.device("cpu"))
     assert new_state(config, torch.device("cpu"), total=7).total == 7
+    endless = tiny(lr_decay={"kind": "exponential", "rate": 0.5})
+    state = new_state(endless, CPU)
+    assert state.total is None
+    for rate in (0.1, 0.05, 0.025):
+        train_step(state, torch.rand(4, 1, 8, 8), endless)
+        assert state.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
 
 def test_a_rate_does_not_decay_upwards() -> None:

@@ -25,6 +25,7 @@ class Adamax(torch.optim.Optimizer):
         betas: Decay of the mean of the gradient, and of its largest absolute value.
         eps: Added to the absolute value of the gradient.
         weight_decay: Coupled weight decay.
+        bias_correction: Whether the mean of the gradient is divided by 1 - beta1^t.
 
     Attributes:
         found_inf: 0-dim float on the parameters' device; with 1 nothing changes but gradients,
@@ -44,10 +45,18 @@ class Adamax(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        bias_correction: bool = True,
     ) -> None:
-        # As `capturable`, loading a state puts the step count on the parameters' device.
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        options["bias_correction"] = bias_correction
+        # With this, loading a state puts the step count on the parameters' device.
         super().__init__(parameters, {**options, "capturable": True})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a saved state; older ones do not speak of the correction, which they had."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("bias_correction", True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -77,7 +86,10 @@ class Adamax(torch.optim.Optimizer):
         sizes = torch._foreach_abs(gradients)
         torch._foreach_add_(sizes, group["eps"])
         torch._foreach_maximum_(peaks, sizes)
-        rate = group["lr"] / (1.0 - group["betas"][0] ** steps[0].double())
+        if group["bias_correction"]:
+            rate = group["lr"] / (1.0 - group["betas"][0] ** steps[0].double())
+        else:
+            rate = torch.full_like(steps[0], group["lr"], dtype=torch.float64)
         change = torch._foreach_div(means, peaks)
         torch._foreach_mul_(change, torch.where(alive, -rate, 0.0).to(change[0]))
         torch._foreach_add_(parameters, change)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ladder.build import build_model, load_system
-from ladder.config import Config, ModelConfig, TrainConfig
+from ladder.config import Config, CosineDecay, ModelConfig, TrainConfig
 from ladder.data import binarize
 from ladder.errors import UserError
 from ladder.execution import set_recompute
@@ -88,8 +88,8 @@ def new_state(
         The state before the first step.
 
     Raises:
-        UserError: If the objective does not fit the model, or a decay of the learning rate does
-            not know where it ends.
+        UserError: If the objective does not fit the model, or a cosine decay of the learning rate
+            does not know where it ends.
     """
     with seeded(config.train.seed):
         model = build_model(config=config).to(device)
@@ -99,7 +99,7 @@ def new_state(
         penalties = config.objective.penalties
         penalising = Penalising(config.objective, model) if penalties is not None else None
     total = total or config.train.steps
-    if config.train.lr_decay is not None and total is None:
+    if isinstance(config.train.lr_decay, CosineDecay) and total is None:
         raise UserError("train.lr_decay: new_state needs 'total', the steps of the whole training")
     schemes = layer_schemes(config.objective, layer_names(model))
     multipliers = new_multipliers(config.objective, schemes, device)
@@ -162,7 +162,8 @@ def _initialise(model: HierarchicalVAE, x: Tensor) -> None:
 def _optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.optim.Adam | Adamax:
     betas = train.betas[0], train.betas[1]
     if train.optimizer == "adamax":
-        return Adamax(parameters, train.lr, betas, train.eps, train.weight_decay)
+        options = train.eps, train.weight_decay, train.bias_correction
+        return Adamax(parameters, train.lr, betas, *options)
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
     return kind(
         parameters,

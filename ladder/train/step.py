@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ladder.config import Config, ModelConfig, TrainConfig
+from ladder.config import Config, ExponentialDecay, ModelConfig, TrainConfig
 from ladder.data import binarize, flipped
 from ladder.model import HierarchicalVAE
 from ladder.noise import reseed
@@ -23,7 +23,7 @@ def lr_at(train: TrainConfig, step: int, total: int | None = None) -> float:
     Args:
         train: The training section.
         step: The step.
-        total: Steps of the whole training, at whose end a decay ends; not needed without one.
+        total: Steps of the whole training, at whose end a cosine ends; not needed without one.
 
     Returns:
         The rate.
@@ -34,6 +34,8 @@ def lr_at(train: TrainConfig, step: int, total: int | None = None) -> float:
     decay = train.lr_decay
     if decay is None:
         return train.lr
+    if isinstance(decay, ExponentialDecay):
+        return max(train.lr * decay.rate ** (step - train.warmup_steps), decay.least)
     assert total is not None
     # Goes on from the last rate of the warm-up, as published, which is a step below `lr`.
     peak = lr_at(train, train.warmup_steps - 1) if train.warmup_steps else train.lr
