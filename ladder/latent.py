@@ -48,16 +48,20 @@ def draw(
         UserError: If z has another shape than its prior.
     """
     if z is not None:
-        if z.shape != p.mean.shape:
-            raise UserError(
-                f"a latent is given as {list(z.shape)}, but its prior has {list(p.mean.shape)}; "
-                "give as many values"
-            )
+        check_given(z, list(p.mean.shape))
         return Latent(z, p)
     if q is not None:
         z = q.rsample()
         return Latent(z, p, q, q.kl(p, z))
     return Latent(p.rsample(temperature), p)
+
+
+def check_given(z: Tensor, shape: list[int]) -> None:
+    """Refuse a given z of another shape than its prior's."""
+    if list(z.shape) != shape:
+        raise UserError(
+            f"a latent is given as {list(z.shape)}, but its prior has {shape}; give as many values"
+        )
 
 
 def join(td: Latent, bu: Latent) -> Latent:

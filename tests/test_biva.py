@@ -509,3 +509,15 @@ def test_nats_of_a_bernoulli_are_those_of_the_second_implementation() -> None:
     px, _ = loaded(config)(x)
     torch.testing.assert_close(-per_datum(px.log_prob(x)), reference.nll(px.logits, x))
     assert math.isfinite(px.logits.sum().item())
+
+
+@pytest.mark.parametrize(
+    ("z", "sentence"),
+    [
+        ({"z2": torch.zeros(2, 9)}, r"given as \[2, 9\], but its prior has \[2, 8\]"),
+        ({"z1": torch.zeros(2, 4, 3, 4)}, r"\[2, 4, 3, 4\], but its prior has \[2, 4, 4, 4\]"),
+    ],
+)
+def test_a_given_latent_has_both_variables(z: dict[str, Tensor], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        build_model("tiny_biva").decode(2, z)

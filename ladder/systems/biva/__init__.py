@@ -4,8 +4,8 @@ Generative model:   p(z_L) prod_l p(z_l^TD | d_l) p(z_l^BU | d_l) p(x | z), wher
                     that every z_k with k > l has entered, through z_{l+1} and through skips
 Inference, up:      prod_l q(z_l^BU | x, z_<l^BU), then q(z_L | x, z_<L^BU)
 Inference, down:    prod_l q(z_l^TD | x, z_<l^BU, z_>l)
-Objective:          log p(x | z) - sum over 2L - 1 variables of (log q - log p) at their draws, each
-                    at least its free bits for each datum
+Objective:          log p(x | z) - sum over 2L - 1 variables of (log q - log p) at their draws, of
+                    each at least its free bits for each datum
 
 `inference: ladder` and `inference: bottom_up` keep the blocks of the generative model and have one
 variable in each layer, drawn going down from q(z_l | x, z_>l), or going up from q(z_l | x, z_<l).
@@ -13,14 +13,14 @@ variable in each layer, drawn going down from q(z_l | x, z_>l), or going up from
 Up:        b_l = blocks(what z_{l-1}^BU was widened to; [b_{l-1}, t_{l-1}] beside it)
            t_l = blocks(t_{l-1}; b_l beside it), which no draw enters but through b
 Down:      every block of layer l sees that in its place in layer l + 1 beside its input
-State:     the outputs of the blocks of the layer above, `[B, filters, H, W]` each; d_l is the last.
-           Above the top: the parameters of p(z_L), `[B, 2 N, ...]`.
+State:     the outputs of the blocks of the layer above, `[B, filters, H, W]` each, of which the
+           last is d_l; above the top, the parameters of p(z_L), `[B, 2 N, ...]`.
 Evidence:  t_l and the drawn posterior of z_l^BU (`BothWays`); b_l (ladder); a drawn posterior
            (bottom-up); q(z_L | ...) at the top of bidirectional inference.
 Latent:    [z_l^TD, z_l^BU] joined on axis 1, numbers or maps; z_L alone.
 
-**Scales.** With `scale: softplus_log_variance`, which the published models have, the *logarithm* of
-a variance is a softplus, so no prior and no posterior has a standard deviation below 1; `scale:
+**Scales.** With `scale: softplus_log_variance`, which the published models have, the *logarithm*
+of a variance is a softplus, so no prior and no posterior has a standard deviation below 1; `scale:
 log_variance` has no such floor, and the presets named so have that.
 
 Sources: BIVA: A Very Deep Hierarchy of Latent Variables for Generative Modeling (Maaløe, Fraccaro,
@@ -48,8 +48,8 @@ Differences of the TensorFlow original, by name, all of them in the presets `biv
 
 * `input_activation: every`, `shortcut: padded`, `merge_kernel: above`, `top_order: td_bu`,
   `initial_variance: biased`, and `train.bias_correction: false` of its Adamax;
-* not reproduced, because no single-precision number shows them: 1e-8 more in the log of a variance,
-  and Adamax's epsilon beside its decayed peak instead of the gradient.
+* not reproduced, because hardly a single-precision number shows them: 1e-8 more in the log of a
+  variance, and Adamax's epsilon beside its decayed peak instead of the gradient.
 """
 
 from ladder.systems.biva.config import Config as Config

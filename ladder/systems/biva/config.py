@@ -135,7 +135,7 @@ class Config(ModelConfig):
     @property
     def stack(self) -> list[LayerSpec]:
         """Every layer by itself, from the data up."""
-        return [layer for layer in self.layers for _ in range(layer.repeat)]
+        return _expand(self.layers)
 
     @property
     def padded(self) -> list[int]:
@@ -152,3 +152,7 @@ class Config(ModelConfig):
         """Height and width of the i-th layer of the stack."""
         factor = math.prod(layer.stride for layer in self.stack[: i + 1])
         return [extent // factor for extent in self.padded]
+
+
+def _expand(layers: list[LayerSpec]) -> list[LayerSpec]:
+    return [layer for layer in layers for _ in range(layer.repeat)]

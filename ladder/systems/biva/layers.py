@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ladder.distributions import Normal, Sampled
-from ladder.latent import Latent, draw, join
+from ladder.latent import Latent, check_given, draw, join
 from ladder.merges import BothWays
 from ladder.systems.biva.blocks import Chain, GatedBlock
 
@@ -152,8 +152,7 @@ class Bidirectional(nn.Module):
     ) -> tuple[State, Latent]:
         """Turn the state above into the state below; see `StochasticLayer.forward`."""
         p = self.td_prior(state[-1])
-        n = p.mean.shape[1]
-        z_td, z_bu = (None, None) if z is None else (z[:, :n], z[:, n:])
+        z_td, z_bu = (None, None) if z is None else halves(z, p)
         q_td, q_bu = None, None
         if evidence is not None:
             q_td, q_bu = self.merge(state, evidence.up, p), evidence.drawn
@@ -162,3 +161,10 @@ class Bidirectional(nn.Module):
         latent = join(td, bu)
         latent = latent if z is None else latent._replace(z=z)
         return self.combine(state, latent.z), latent
+
+
+def halves(z: Tensor, p: Normal) -> tuple[Tensor, Tensor]:
+    """Split a given [z^TD, z^BU], of which both have the size of the prior of either."""
+    batch, n, *space = p.mean.shape
+    check_given(z, [batch, 2 * n, *space])
+    return z[:, :n], z[:, n:]

@@ -29,7 +29,7 @@ class Normed(nn.Module):
     def __init__(self, shape: tuple[int, ...], out_axis: int = 0) -> None:
         super().__init__()
         self.axes = [axis for axis in range(len(shape)) if axis != out_axis]
-        self.v = nn.Parameter(SPREAD * torch.randn(shape))
+        self.v = nn.Parameter(nn.init.normal_(torch.empty(shape), std=SPREAD))
         self.g = nn.Parameter(torch.ones([n if i == out_axis else 1 for i, n in enumerate(shape)]))
         self.bias = nn.Parameter(torch.zeros(shape[out_axis]))
         self.register_buffer("initialised", torch.tensor(False))
