@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ladder.build import resolve as resolve
     from ladder.calibration import recalibrate as recalibrate
     from ladder.config import Config as Config
+    from ladder.data.strange import strange_sets as strange_sets
     from ladder.diagnostics import Units as Units
     from ladder.diagnostics import active_units as active_units
     from ladder.diagnostics import bits_per_dim as bits_per_dim
@@ -37,10 +38,13 @@ if TYPE_CHECKING:
     from ladder.objectives import Terms as Terms
     from ladder.objectives import elbo as elbo
     from ladder.objectives import iw_elbo as iw_elbo
+    from ladder.ood import Detection as Detection
     from ladder.ood import LevelScores as LevelScores
+    from ladder.ood import OodTable as OodTable
     from ladder.ood import auroc as auroc
     from ladder.ood import level_bounds as level_bounds
     from ladder.ood import level_scores as level_scores
+    from ladder.ood import ood_table as ood_table
     from ladder.presets import list_presets as list_presets
     from ladder.pretrained import from_pretrained as from_pretrained
     from ladder.pretrained import push_to_hub as push_to_hub
@@ -63,6 +67,7 @@ _HOMES = {
     "ladder.build": ("build_model", "preset_config", "resolve"),
     "ladder.calibration": ("recalibrate",),
     "ladder.config": ("Config",),
+    "ladder.data.strange": ("strange_sets",),
     "ladder.diagnostics": (
         "Units",
         "active_units",
@@ -78,7 +83,15 @@ _HOMES = {
     "ladder.layers": ("StochasticLayer",),
     "ladder.model": ("HierarchicalVAE", "TopDown"),
     "ladder.objectives": ("Terms", "elbo", "iw_elbo"),
-    "ladder.ood": ("LevelScores", "auroc", "level_bounds", "level_scores"),
+    "ladder.ood": (
+        "Detection",
+        "LevelScores",
+        "OodTable",
+        "auroc",
+        "level_bounds",
+        "level_scores",
+        "ood_table",
+    ),
     "ladder.presets": ("list_presets",),
     "ladder.pretrained": ("from_pretrained", "push_to_hub", "save_pretrained"),
     "ladder.sampling": (

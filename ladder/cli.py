@@ -245,6 +245,21 @@ def _evaluate(args: Arguments) -> int:
     return 0
 
 
+def _describe_ood(parser: _Parser) -> None:
+    _describe_evaluate(parser)
+    sets = "a data set or a change; default: digits, mirrored and all other changes that fit"
+    parser.add_argument("--against", nargs="+", action="extend", metavar="NAME", help=sets)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: ood in the run")
+    parser.set_defaults(n=1000)
+
+
+def _ood(args: Arguments) -> int:
+    """Tell unfamiliar data from the run's own (the first 1000 of each) by every level's bound."""
+    from ladder.detect.command import run
+
+    return run(args)
+
+
 def _describe_sample(parser: _Parser) -> None:
     _run_argument(parser)
     parser.add_argument("--n", type=int, default=64, help="number of samples")
@@ -370,6 +385,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int], Callable[[_Parser], None], st
     "train": (_train, _describe_train, "train a preset or a YAML file"),
     "ablate": (_ablate, _describe_ablate, "train a grid of variants, and compare them"),
     "evaluate": (_evaluate, _describe_evaluate, "measure the bound of a run"),
+    "ood": (_ood, _describe_ood, "tell unfamiliar data from a run's own"),
     "sample": (_sample, _describe_sample, "draw from a trained model"),
     "report": (_report, _describe_report, "pictures and page of a run"),
     "plan": (_plan, _target, "what would run, without running it"),

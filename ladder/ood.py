@@ -16,7 +16,7 @@ the encoder and then replaced by the prior's, so that L>k remains a bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -25,11 +25,13 @@ from torch import Tensor
 
 from ladder.data import Data, take
 from ladder.diagnostics import as_evaluated
-from ladder.errors import UserError
+from ladder.errors import UserError, WorkFailed
 from ladder.latent import Latent
 from ladder.model import HierarchicalVAE
 from ladder.objectives import per_datum
 from ladder.sampling import layer_names
+
+Tell = Callable[[str], None]
 
 
 class LevelScores(NamedTuple):
@@ -42,6 +44,40 @@ class LevelScores(NamedTuple):
 
     bound: Tensor
     ratio: Tensor
+
+
+class Detection(NamedTuple):
+    """How well each score tells one set from the familiar data.
+
+    Attributes:
+        bound: AUROC of -L>k at index k; index 0 is that of -ELBO.
+        ratio: AUROC of LLR>k at index k; index 0 is 0.5, as LLR>0 is 0.
+        mean: Mean of L>0 in nats.
+        n: Number of data.
+    """
+
+    bound: list[float]
+    ratio: list[float]
+    mean: float
+    n: int
+
+
+class OodTable(NamedTuple):
+    """Familiar data against unfamiliar sets.
+
+    Attributes:
+        sets: What each unfamiliar set came to, by name.
+        mean: Mean of L>0 of the familiar data, in nats.
+        n: Number of familiar data.
+        samples: S of the bounds; 0 for one draw with the model's own estimate of the KL.
+        seed: Seed of the noise, the same for every set.
+    """
+
+    sets: dict[str, Detection]
+    mean: float
+    n: int
+    samples: int
+    seed: int | None
 
 
 @torch.no_grad()
@@ -115,6 +151,63 @@ def level_scores(
         ]
     bounds, ratios = zip(*parts, strict=True)
     return LevelScores(torch.cat(bounds, dim=1).cpu(), torch.cat(ratios, dim=1).cpu())
+
+
+def ood_table(
+    model: HierarchicalVAE,
+    familiar: Data,
+    unfamiliar: Mapping[str, Data],
+    samples: int = 0,
+    n: int | None = None,
+    seed: int | None = 0,
+    batch_size: int = 128,
+    tell: Tell | None = None,
+) -> OodTable:
+    """Score familiar data and unfamiliar sets, and say how well each score tells them apart.
+
+    Args:
+        model: The model.
+        familiar: Data like the training data, best such that were not trained on, `[N, *shape]`.
+        unfamiliar: Other data of the same shape, by name, for instance `strange_sets(familiar)`.
+        samples: As in `level_bounds`.
+        n: Only the first n of each set; `None` takes all.
+        seed: Seed of the noise of each set; `None` goes on with torch's generator.
+        batch_size: Data at once.
+        tell: Called with the name of each unfamiliar set when it is done.
+
+    Returns:
+        The AUROC of every score for every set, of `-ELBO`, `-L>k` and `LLR>k`: how often an
+        unfamiliar datum scores higher than a familiar one.
+
+    Raises:
+        UserError: If a set is empty or of another shape, or a number is out of range.
+        WorkFailed: If a score is not a number.
+    """
+    if n is not None and n < 1:
+        raise UserError(f"ood_table: n should be at least 1, not {n}")
+    for name, images in unfamiliar.items():
+        if images.shape[1:] != familiar.shape[1:]:
+            found, right = list(images.shape[1:]), list(familiar.shape[1:])
+            raise UserError(f"ood_table: '{name}' has data of shape {found}; give {right}")
+
+    def score(name: str, images: Data) -> LevelScores:
+        scores = level_scores(model, images[:n], batch_size, samples, seed)
+        if scores.ratio.isnan().any():
+            raise WorkFailed(f"ood_table: the bounds of the {name} data are not finite")
+        return scores
+
+    known = score("familiar", familiar)
+    sets = {}
+    for name, images in unfamiliar.items():
+        strange = score(f"'{name}'", images)
+        bounds = [auroc(-a, -b) for a, b in zip(known.bound, strange.bound, strict=True)]
+        ratios = [auroc(a, b) for a, b in zip(known.ratio, strange.ratio, strict=True)]
+        mean = float(strange.bound[0].double().mean())
+        sets[name] = Detection(bounds, ratios, mean, strange.bound.shape[1])
+        if tell is not None:
+            tell(name)
+    mean = float(known.bound[0].double().mean())
+    return OodTable(sets, mean, known.bound.shape[1], samples, seed)
 
 
 def auroc(familiar: Tensor, unfamiliar: Tensor) -> float:

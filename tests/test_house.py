@@ -30,7 +30,7 @@ RANKS: list[set[str]] = [
     {"pretrained", "sampling", "diagnostics", "objectives", "penalties", "ood"},
     {"calibration"},
     {"train", "report"},
-    {"ablate"},
+    {"ablate", "detect"},
     {"cli"},
     {""},  # ladder/__init__.py
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ MOST_CHANNELS = 4  # red, green, blue and opacity; what has more has no colours
 
 HELD_OUT = 0  # seed of the draws of held-out data: the same for every run, so that runs compare
 BINARISATION = 1  # tells this noise from that of training steps
+
+Binarize = Literal["none", "static", "dynamic"]
 
 NAMES = ("digits", *torchvision_sets.CLASSES, *imagenet.SIDES, celeba.NAME)
 
@@ -41,6 +43,28 @@ class Splits(NamedTuple):
     """Held out from one end of the training data, [N, *shape]; N may be 0."""
     test: Data
     """[N, *shape]."""
+
+
+class Misfit(UserError):
+    """Data have another shape than the model.
+
+    Args:
+        name: The set.
+        found: Shape of its data.
+        shape: Shape of the model's.
+
+    Attributes:
+        misfit: What is wrong.
+        fix: Settings that would bring the data to the model; empty if there are none.
+    """
+
+    def __init__(self, name: str, found: list[int], shape: list[int]) -> None:
+        self.misfit = (
+            f"'{name}' holds data of shape {_list(found)}, but model.shape is {_list(shape)}"
+        )
+        self.fix = _fix(found, shape)
+        other = f"{self.fix}, or " if self.fix else ""
+        super().__init__(f"data: {self.misfit}; give {other}model.shape={_list(found)}")
 
 
 def load(config: DataConfig, shape: Sequence[int], seed: int = 0) -> Splits:
@@ -73,11 +97,31 @@ def load(config: DataConfig, shape: Sequence[int], seed: int = 0) -> Splits:
     if config.flip and len(shape) != 3:
         raise UserError(f"data.flip: data of shape {_list(shape)} are not images; leave it out")
     train, validation = hold_out(train, config.validation, config.hold_out)
-    if config.binarize == "static":
+    return drawn(Splits(name, train, validation, test), config.binarize, seed)
+
+
+def drawn(grey: Splits, binarize: Binarize, seed: int = 0) -> Splits:
+    """Binarise a set that was loaded with `binarize` none.
+
+    Args:
+        grey: The parts.
+        binarize: As in `DataConfig`.
+        seed: Of the training data, where they are drawn once.
+
+    Returns:
+        The parts as `load` gives them.
+    """
+    train, validation, test = grey.train, grey.validation, as_test(grey.test, binarize)
+    if binarize == "static":
         train = _drawn(train, seed, part=0)
-    if config.binarize != "none":
-        validation, test = _drawn(validation, HELD_OUT, 1), _drawn(test, HELD_OUT, 2)
-    return Splits(name, train, validation, test)
+    if binarize != "none":
+        validation = _drawn(validation, HELD_OUT, 1)
+    return Splits(grey.name, train, validation, test)
+
+
+def as_test(images: Data, binarize: Binarize) -> Data:
+    """Binarise any data as those of a test split: once, with the same noise in every run."""
+    return images if binarize == "none" else _drawn(images, HELD_OUT, 2)
 
 
 def _read(
@@ -138,10 +182,7 @@ def _check(name: str, train: Data, test: Data, shape: Sequence[int]) -> None:
             raise UserError(f"data: the {part} part of '{name}' is empty; put data there")
     found = list(train.shape[1:])
     if found != list(shape):
-        raise UserError(
-            f"data: '{name}' holds data of shape {_list(found)}, but model.shape is "
-            f"{_list(shape)}; give {_fix(found, list(shape))}model.shape={_list(found)}"
-        )
+        raise Misfit(name, found, list(shape))
 
 
 def _fix(found: list[int], shape: list[int]) -> str:
@@ -155,7 +196,7 @@ def _fix(found: list[int], shape: list[int]) -> str:
         settings.append(f"data.channels={shape[0]}")
     if found[1:] != shape[1:]:
         settings.append(f"data.resize={_list(shape[1:])}")
-    return f"{' and '.join(settings)}, or "
+    return " and ".join(settings)
 
 
 def _list(shape: Sequence[int]) -> str:
