@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import biva_released
 import pytest
 import torch
 import vdvae
@@ -55,3 +56,11 @@ def test_the_plan_in_the_words_of_the_released_code() -> None:
         "dec_blocks": "1x1,4m1,4x2,8m4,8x1",
         "custom_width_str": "",
     }
+
+
+def test_the_plan_of_biva_in_the_words_of_the_released_code() -> None:
+    assert biva_released.stages(resolve("tiny_biva").model) == [
+        [[8, 3, 1], [8, 3, 2]],
+        [[8, 3, 1], [8, 3, 1]],
+        [[8, 3, 1], [8, 3, 2]],
+    ]

@@ -5,6 +5,7 @@
     python benchmarks/vdvae.py step --preset tiny_vdvae --batch 8      # a rehearsal
     python benchmarks/vdvae.py step model.width=256 --batch 4 --recompute off on
     python benchmarks/vdvae.py step --preset nvae_cifar10 --device cuda --batch 32
+    python benchmarks/vdvae.py step --preset biva_cifar10 --device cuda --released FOLDER
     python benchmarks/vdvae.py largest --device cuda --preset vdvae_ffhq256 --recompute off on
 
 Every combination runs in a process of its own, one after another, each with the rate of matrix
@@ -78,7 +79,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--backend", default="inductor", help="eager or aot_eager count graphs, but write no code")
     add("--recompute", nargs="*", default=["off"], choices=["off", "on"], help="alone: on")
     add("--channels-last", action=argparse.BooleanOptionalAction)
-    add("--released", metavar="FOLDER", help="of the released code's vae.py")
+    add("--released", metavar="FOLDER", help="of the released VD-VAE's vae.py, or BIVA's biva")
     add("--windows", type=int, default=5)
     add("--steps", type=int, default=5, help="in a window")
     add("--warmup", type=int, default=3, help="steps, after the first")
