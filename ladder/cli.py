@@ -311,7 +311,7 @@ def _presets(args: Arguments) -> int:
         print(json.dumps(lines))
         return 0
     for name, line in lines.items():
-        print(f"{name:<18} {line}")
+        print(f"{name:<{max(map(len, lines))}} {line}")
     return 0 if lines else _fail(f"no preset matches '{args.pattern}'", 2)
 
 
