@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ladder.execution import set_recompute as set_recompute
     from ladder.latent import Latent as Latent
     from ladder.latent import draw as draw
+    from ladder.latent import join as join
+    from ladder.latent import variables as variables
     from ladder.layers import StochasticLayer as StochasticLayer
     from ladder.model import HierarchicalVAE as HierarchicalVAE
     from ladder.model import TopDown as TopDown
@@ -79,7 +81,7 @@ _HOMES = {
     "ladder.distributions": ("ClosedDrawn", "Drawn", "Flowed", "Normal"),
     "ladder.errors": ("UserError", "WorkFailed"),
     "ladder.execution": ("compile_layers", "set_recompute"),
-    "ladder.latent": ("Latent", "draw"),
+    "ladder.latent": ("Latent", "draw", "join", "variables"),
     "ladder.layers": ("StochasticLayer",),
     "ladder.model": ("HierarchicalVAE", "TopDown"),
     "ladder.objectives": ("Terms", "elbo", "iw_elbo"),

@@ -46,7 +46,7 @@ class SpectralNorms:
         v: Right vectors, `[n, rest]`, by shape.
 
     Raises:
-        UserError: If the model has no convolution.
+        UserError: If the model has no convolution; those of BIVA are not read.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -56,7 +56,9 @@ class SpectralNorms:
                 rows, columns = module.weight.flatten(1).shape
                 self.groups[f"{rows}x{columns}"].append(module)
         if not self.groups:
-            raise UserError("objective.penalties.spectral: the model has no convolution; give 0")
+            raise UserError(
+                "objective.penalties.spectral: the model has no convolution that it reads; give 0"
+            )
         self.u, self.v, self.normed = {}, {}, {}
         for shape, members in self.groups.items():
             rows, columns = map(int, shape.split("x"))

@@ -44,7 +44,6 @@ class Plan(NamedTuple):
     features_out: int
     conditional_bu: bool = False
     no_skip: bool = False
-    learn_prior: bool = False  # or a buffer of the same name: the pass reads it either way
     scale: str = "softplus"  # or none or tanh: from the raw number to the log-variance
     tensorflow: bool = False
     differences: frozenset[str] = TENSORFLOW  # of those, the ones to follow
@@ -67,12 +66,6 @@ class Inferred(NamedTuple):
 
     features: Tensor | None = None  # to be merged with the top-down ones
     drawn: tuple[Normal, Tensor] | None = None  # a posterior and its sample
-
-
-def plan_of(config: dict, **changes: object) -> Plan:
-    """The plan of a recorded configuration."""
-    latents = [Latent(**latent) for latent in config["latents"]]
-    return Plan(**{**config, "latents": latents, "shape": tuple(config["shape"]), **changes})
 
 
 def mnist(stage: str = "BIVA") -> Plan:
@@ -107,12 +100,6 @@ def fill(shapes: Shapes) -> State:
         # The recorded numbers are those of weights in single precision.
         state[key] = torch.from_numpy(scaled.get(last, weight)).double()
     return state
-
-
-def noise_from(base: int) -> Noise:
-    """The j-th call draws from the seed `base + j`."""
-    seeds = iter(range(base, 2**32))
-    return lambda shape: torch.from_numpy(np.random.RandomState(next(seeds)).normal(size=shape))
 
 
 # --- layers --------------------------------------------------------------------------------------
@@ -376,22 +363,8 @@ def forward(plan: Plan, state: State, x: Tensor, noise: Noise) -> tuple[Tensor, 
     return _forward(Run(plan, state, noise, {}), x)
 
 
-def sample(plan: Plan, state: State, n: int, noise: Noise) -> Tensor:
-    """Logits from the prior; of one stage's latents, the top-down one is drawn first."""
-    return generate(Run(plan, state, noise, {}), n, [Inferred()] * len(plan.stages))[0]
-
-
 def shapes(plan: Plan) -> Shapes:
     """Every key of the released state dict and its shape, from a pass without values."""
     run = Run(plan, None, lambda shape: torch.zeros(shape, device="meta"), {})
     _forward(run, torch.zeros(2, *plan.shape, device="meta"))
     return run.shapes
-
-
-def nll(logits: Tensor, x: Tensor) -> Tensor:
-    """Of black and white images."""
-    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
-
-
-def loss(logits: Tensor, x: Tensor, kls: Sequence[Tensor], free_bits: float = 2.0) -> Tensor:
-    return (nll(logits, x) + torch.stack(list(kls)).clamp(min=free_bits).sum(0)).mean()

@@ -276,7 +276,10 @@ def test_the_scales_of_a_model_are_followed() -> None:
 # --- what has no such thing ---------------------------------------------------------------------
 
 NOTHING = [
-    ("spectral", "objective.penalties.spectral: the model has no convolution; give 0"),
+    (
+        "spectral",
+        "objective.penalties.spectral: the model has no convolution that it reads; give 0",
+    ),
     ("batch_norm", "objective.penalties.batch_norm: the model has no batch norm; give 0"),
 ]
 

@@ -24,7 +24,7 @@ from ladder.train import checkpoint, run
 from ladder.train.state import State, new_state
 
 # What is no weight in a state dict, by the last part of its name.
-COUNTS = {"num_batches_tracked": torch.int64, "initialized": torch.bool}
+COUNTS = {"num_batches_tracked": [torch.int64], "initialized": [torch.bool, torch.uint8]}
 
 
 class Files(NamedTuple):
@@ -247,7 +247,7 @@ def _check_sound(tensors: Mapping[str, Tensor], path: Path) -> None:
         if tensor.is_meta:
             raise UserError(f"{path}: '{name}' holds no values; the file is damaged")
         if tensor.layout != torch.strided or not tensor.is_floating_point():
-            if tensor.dtype == COUNTS.get(name.rpartition(".")[2]):
+            if tensor.dtype in COUNTS.get(name.rpartition(".")[2], []):
                 continue
             raise UserError(f"{path}: '{name}' is {tensor.dtype}, {tensor.layout}; give floats")
         if not tensor.isfinite().all():

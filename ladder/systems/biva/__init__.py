@@ -41,15 +41,21 @@ Differences from the released code, in PyTorch:
   theirs refuses and ignores; no released layout is known for the first;
 * the projection of the top z of bottom-up inference, which nothing reads, is kept so that counts
   and files are theirs, but not trained;
-* what goes with training: the last, smaller batch of an epoch is used, evaluation binarises data
-  drawn here and not the published draw, `best` is chosen on held-out data and not on the test set.
+* what goes with training: binarised data are drawn here, theirs are the published draw; a best
+  checkpoint is marked with `data.validation` only, by held-out data, theirs by the test set.
 
 Differences of the TensorFlow original, by name, all of them in the presets `biva_*_tensorflow`:
+`input_activation: every`, `shortcut: padded`, `merge_kernel: above`, `top_order: td_bu`,
+`initial_variance: biased`, and `train.bias_correction: false` of its Adamax. Not reproduced:
 
-* `input_activation: every`, `shortcut: padded`, `merge_kernel: above`, `top_order: td_bu`,
-  `initial_variance: biased`, and `train.bias_correction: false` of its Adamax;
-* not reproduced, because hardly a single-precision number shows them: 1e-8 more in the log of a
-  variance, and Adamax's epsilon beside its decayed peak instead of the gradient.
+* 1e-8 more in the log of a variance, and Adamax's epsilon beside its decayed peak instead of the
+  gradient, which hardly a single-precision number shows;
+* batches drawn independently; ours go through the data in a new order each epoch;
+* whether it initialises transposed convolutions by what is left of their outputs, or, as the code
+  in PyTorch and ours, by the outputs before their edges are cut off, is not known here.
+
+Compiled layer by layer, layers that are alike share a graph; in `biva_cifar10` every layer has a
+size of its own, so there are 30.
 """
 
 from ladder.systems.biva.config import Config as Config

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ladder.config import Count, ModelConfig, Settings
 from ladder.likelihoods import BernoulliSpec, Likelihood
 
 Natural = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _number_or_above(value: Any) -> Any:
+    if isinstance(value, str) and value != "above":
+        raise ValueError(f"should be a number or 'above', not '{value}'")
+    return value
 
 
 class LayerSpec(Settings):
@@ -100,16 +106,17 @@ class Config(ModelConfig):
     """Residual connections where channels or resolution change. cropped: the first channels of
     more, nothing for fewer, means over 3 x 3. padded, as in the TensorFlow original: nothing for
     more, zeros beside fewer, means over what the stride leaves out."""
-    merge_kernel: Count | Literal["above"] = 3
+    merge_kernel: Annotated[Count | Literal["above"], BeforeValidator(_number_or_above)] = 3
     """Extent of the convolutions that merge both passes, or condition a prior, in bidirectional
-    inference; above, as in the TensorFlow original, is that of the first block of the layer
-    above."""
+    inference, which alone has them; above, as in the TensorFlow original, is that of the first
+    block of the layer above."""
     top_order: Literal["bu_td", "td_bu"] = "bu_td"
-    """Order in which the top layer sees the two upward passes; td_bu is the TensorFlow
-    original's."""
+    """Order in which the top layer of bidirectional inference sees the two upward passes; td_bu
+    is the TensorFlow original's."""
     initial_variance: Literal["unbiased", "biased"] = "unbiased"
-    """Variance of a layer's outputs for the first batch, which training begins with: over n - 1
-    and 1e-8 more, or, as in the TensorFlow original, over n and 1e-10 more."""
+    """Variance of a layer's outputs for the first data of the training set, by which it is
+    initialised: over n - 1 and 1e-8 more, or, as in the TensorFlow original, over n and 1e-10
+    more."""
     likelihood: Likelihood = BernoulliSpec()
     """p(x | z)."""
 

@@ -19,17 +19,18 @@ def initialise(model: HierarchicalVAE, x: Tensor) -> None:
     """Give every layer's outputs for some data mean 0 and standard deviation 0.01, once.
 
     In one forward pass in training mode the norm and the bias of each layer are set by its own
-    outputs, channel by channel, before the next one sees them; that they were is saved with them,
-    and layers that have been set, or whose weights were loaded, stay as they are. Call it before
-    weights are averaged, compiled or shared between processes: the released code averages weights
-    that are not set yet, and sets the average anew. Noise comes from torch's generator.
+    outputs, channel by channel, before the next one sees them. That they were is saved with them,
+    and layers that say so stay as they are; those of a model that was trained without this do not
+    say so, and would be set. Call it before weights are averaged, compiled or shared between
+    processes: the released code averages weights that are not set yet, and sets the average anew.
+    Noise comes from torch's generator.
 
     Args:
         model: A new model; changed in place.
         x: Data as training sees them, `[B, C, H, W]`.
 
     Raises:
-        UserError: If there is only one datum, which has no spread.
+        UserError: If there is only one datum, which has no spread, or x is not finite.
 
     References:
         Weight Normalization (Salimans & Kingma, 2016), section 3, https://arxiv.org/abs/1602.07868
@@ -39,6 +40,8 @@ def initialise(model: HierarchicalVAE, x: Tensor) -> None:
         return
     if len(x) < 2:
         raise UserError("initialise: needs a batch of at least 2 data, not 1")
+    if not x.isfinite().all():
+        raise UserError("initialise: x holds NaN or infinite values; give data in [0, 1]")
     kind = model.config.initial_variance
 
     def standardise(layer: Normed, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

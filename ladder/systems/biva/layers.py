@@ -120,7 +120,7 @@ class Conditional(nn.Module):
 
     def forward(self, d: Tensor, td: Tensor) -> Normal:
         """Return the prior of z^BU."""
-        p: Normal = self.prior(self.block(self.widen(td), d))
+        p: Normal = self.prior(self.block(self.widen(td).to(d.dtype), d))
         return p
 
 

@@ -30,11 +30,11 @@ from ladder.systems.biva.layers import (
 from ladder.systems.biva.normed import Conv, Dense, features
 from ladder.systems.biva.rungs import (
     Below,
+    BidirectionalRung,
     BothBelow,
-    BothRung,
+    BottomUpRung,
     Climb,
-    DrawnRung,
-    FeatureRung,
+    LadderRung,
     TopRung,
 )
 
@@ -67,14 +67,14 @@ def build(config: Config) -> HierarchicalVAE:
 
 def _rung(config: Config, i: int) -> nn.Module:
     if config.inference == "ladder":
-        return FeatureRung(_up(config, i, config.filters))
+        return LadderRung(_up(config, i, config.filters))
     if config.inference == "bottom_up":
         # Nothing reads what the top z is widened to; the weights are in released files and counts.
         widen = _widen(config, i).requires_grad_(i < len(config.stack) - 1)
-        return DrawnRung(_up(config, i, config.filters), _normal(config, i), widen)
+        return BottomUpRung(_up(config, i, config.filters), _normal(config, i), widen)
     climb = Climb(_up(config, i, 2 * config.filters), _beside(config, i))
     if i < len(config.stack) - 1:
-        return BothRung(climb, _normal(config, i), _widen(config, i))
+        return BidirectionalRung(climb, _normal(config, i), _widen(config, i))
     block = GatedBlock(Shape(2 * config.filters, _kernel(config, i)), _style(config, "q"))
     return TopRung(climb, block, _normal(config, i), config.top_order == "td_bu")
 

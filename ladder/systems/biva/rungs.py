@@ -38,7 +38,7 @@ class BothBelow(NamedTuple):
     skip: Tensor | None = None
 
 
-class FeatureRung(nn.Module):
+class LadderRung(nn.Module):
     """Ladder: features b_l, which are the evidence and what the rung above reads.
 
     Args:
@@ -55,7 +55,7 @@ class FeatureRung(nn.Module):
         return Below(b, b), b
 
 
-class DrawnRung(nn.Module):
+class BottomUpRung(nn.Module):
     """Bottom-up: q(z_l | b_l) and the draw from it, which the rung above reads.
 
     Args:
@@ -75,7 +75,8 @@ class DrawnRung(nn.Module):
         b = self.chain.last(below.x, below.skip)
         q = self.posterior(b)
         z = q.rsample()
-        return Below(self.widen(z), b), Drawn(q, z)
+        # z is float32 even where autocast made b bfloat16.
+        return Below(self.widen(z).to(b.dtype), b), Drawn(q, z)
 
 
 class Climb(nn.Module):
@@ -97,7 +98,7 @@ class Climb(nn.Module):
         return b, self.td.last(below.td, b)
 
 
-class BothRung(nn.Module):
+class BidirectionalRung(nn.Module):
     """Bidirectional: z_l^BU is drawn here, and t_l is evidence for z_l^TD.
 
     Args:
@@ -117,7 +118,8 @@ class BothRung(nn.Module):
         b, t = self.climb(below)
         q = self.posterior(b)
         z = q.rsample()
-        return BothBelow(self.widen(z), t, torch.cat([b, t], dim=1)), BothWays(t, Drawn(q, z))
+        above = BothBelow(self.widen(z).to(b.dtype), t, torch.cat([b, t], dim=1))
+        return above, BothWays(t, Drawn(q, z))
 
 
 class TopRung(nn.Module):
