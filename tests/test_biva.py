@@ -191,16 +191,18 @@ def test_numbers_of_the_released_code(name: str, draws: Callable[[int], list[lis
 )
 def test_published_counts_and_layouts(preset: str, inference: str, count: int) -> None:
     named = preset if inference == "bidirectional" else f"{preset}_{inference}"
+    with torch.device("meta"):
+        model = build_model(named)
+    assert resolve(preset, [f"model.inference={inference}"]).model == model.config
+    assert sum(p.numel() for p in model.parameters()) == count
+    if named in ("biva_cifar10_ladder", "biva_cifar10_bottom_up"):
+        return  # slow, and what their layouts have is in the others'
     stage = next(stage for stage, word in INFERENCE.items() if word == inference)
     published = getattr(reference, preset.removeprefix("biva_"))(stage)
     released = {
         key: torch.empty(shape, device="meta") if shape else torch.tensor(True)
         for key, shape in reference.shapes(published).items()
     }
-    with torch.device("meta"):
-        model = build_model(named)
-    assert resolve(preset, [f"model.inference={inference}"]).model == model.config
-    assert sum(p.numel() for p in model.parameters()) == count
     assert list(biva.convert_released(released, model.config)) == list(model.state_dict())
 
 
