@@ -185,9 +185,10 @@ def ood_table(
     """
     if n is not None and n < 1:
         raise UserError(f"ood_table: n should be at least 1, not {n}")
-    for name, images in unfamiliar.items():
-        if images.shape[1:] != familiar.shape[1:]:
-            found, right = list(images.shape[1:]), list(familiar.shape[1:])
+    right = list(familiar.shape[1:] if model.shape is None else model.shape)
+    for name, images in {"familiar": familiar, **unfamiliar}.items():
+        if list(images.shape[1:]) != right:
+            found = list(images.shape[1:])
             raise UserError(f"ood_table: '{name}' has data of shape {found}; give {right}")
 
     def score(name: str, images: Data) -> LevelScores:

@@ -376,7 +376,7 @@ def test_initialisation_is_done_once_and_saved() -> None:
 
 
 def test_initialisation_needs_a_spread() -> None:
-    with pytest.raises(UserError, match="initialise: needs a batch of at least 2 data, not 1"):
+    with pytest.raises(UserError, match="initialise: needs at least 2 data, not 1"):
         biva.initialise(build_model("tiny_biva"), torch.rand(1, 1, 8, 8))
     with pytest.raises(UserError, match="initialise: x holds NaN"):
         biva.initialise(build_model("tiny_biva"), torch.full((4, 1, 8, 8), torch.nan))
@@ -483,8 +483,11 @@ def test_a_deeper_model_of_layers_that_are_alike_needs_no_further_graph() -> Non
     ("changes", "sentence"),
     [
         ({"shape": [64]}, "'shape' should be [channels, height, width], not [64]"),
-        ({"layers": [{"stride": 2}]}, "give 'dim' for a dense layer, or 'channels'"),
-        ({"layers": [{"dim": 2, "channels": 2}]}, "give 'dim' for a dense layer, or 'channels'"),
+        ({"layers": [{"stride": 2}]}, "give either 'dim' for a dense layer, or 'channels'"),
+        (
+            {"layers": [{"dim": 2, "channels": 2}]},
+            "give either 'dim' for a dense layer, or 'channels'",
+        ),
         ({"layers": [{"dim": 2, "latent_kernel": 3}]}, "'latent_kernel' is of convolutional"),
         (
             {"layers": [{"dim": 2, "kernel": 2, "stride": 3}]},

@@ -64,6 +64,7 @@ def test_released_weights_become_a_model(
         ({"projection.1.conv.bias": torch.tensor([torch.nan])}, [], "holds NaN"),
         ({"projection.1.conv.bias": torch.tensor([True])}, [], "torch.bool"),
         ({"more": torch.zeros(2)}, [], "not of this configuration"),
+        ({"stages.2.stochastic.prior": torch.zeros(1, 6)}, [], "1x6, not 6"),
         ({}, ["model.inference=ladder"], "not of this configuration"),
         ({}, ["--optimizer", "other.pth"], "the optimiser of system 'biva' is not known"),
     ],

@@ -344,7 +344,7 @@ def test_another_shape_and_its_remedy(
         "[1,8,8]; give data.channels=1 and data.resize=[8,8]\n"
     )
     assert capsys.readouterr().err == sentence
-    remedy = ["data.channels=1", "data.resize=[8,8]", "--against", str(path)]
+    remedy = ["--against", str(path), "data.channels=1", "data.resize=[8,8]"]
     assert cli.main([*words, *remedy]) == 0
     assert "colour.npy" in capsys.readouterr().err
 
@@ -365,7 +365,7 @@ def test_another_shape_and_its_remedy(
         (["--split", "validation"], "ood: the validation split is empty"),
         (["--split", "tset"], "invalid choice: 'tset'"),
         (["model.layers=[]"], "ood: the model is the run's"),
-        (["--n", "5", "--out", "vectors.npy"], "vectors.npy: cannot be written"),
+        (["--n", "5", "--out", "vectors.npy"], "vectors.npy is a file; name a folder"),
     ],
 )
 def test_mistakes_are_a_sentence(
@@ -434,3 +434,15 @@ def test_a_deep_model_shows_some_levels_and_writes_all(tmp_path: Path) -> None:
     write_found(found, tmp_path)
     with (tmp_path / CSV).open(encoding="utf-8") as file:
         assert len(next(csv.reader(file))) == 3 + 43 + 42
+
+
+def test_a_folder_called_like_a_change_is_a_set_of_its_own(tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "mirrored"
+    folder.mkdir()
+    for i, image in enumerate(digits(4, 8)):
+        Image.fromarray(image[0].numpy()).save(folder / f"{i}.png")
+    for names in (["mirrored", str(folder)], [str(folder), "mirrored"]):
+        found = unfamiliar_sets(DataConfig(name="digits"), (1, 8, 8), digits(4, 8), names, 4)
+        assert list(found) == names

@@ -422,6 +422,15 @@ def test_resuming_with_another_model_shows_the_difference(tmp_path: Path) -> Non
         fit(tiny("train.steps=20", "model.layers[1].dim=3"), tmp_path, resume=True, quiet=True)
 
 
+@pytest.mark.parametrize(("before", "after"), [("adam", "adamax"), ("adamax", "adamw")])
+def test_resuming_with_moments_of_another_optimiser(
+    before: str, after: str, tmp_path: Path
+) -> None:
+    fit(tiny("train.steps=1", f"train.optimizer={before}"), tmp_path, quiet=True)
+    with pytest.raises(UserError, match="changed to or from adamax"):
+        fit(tiny("train.steps=2", f"train.optimizer={after}"), tmp_path, resume=True, quiet=True)
+
+
 def test_resuming_past_the_end_and_longer(tmp_path: Path) -> None:
     fit(tiny("train.steps=20"), tmp_path / "run", quiet=True)
     with pytest.raises(UserError, match="has 20 steps already"):

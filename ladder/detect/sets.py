@@ -57,7 +57,9 @@ def unfamiliar_sets(
     """
     sets: dict[str, Data] = {}
     for name in dict.fromkeys(names):
-        label = name if Path(name).name in sets else Path(name).name
+        short = Path(name).name
+        # A folder may be called like a change, or like another folder.
+        label = name if short in sets or (short in CHANGES and name not in CHANGES) else short
         if name in CHANGES:
             images: Data = strange_sets(grey[:n], [name])[name]
         else:

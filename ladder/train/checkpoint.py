@@ -29,6 +29,7 @@ from ladder.pretrained import (
     read_weights,
     weights_bytes,
 )
+from ladder.train.adamax import Adamax
 from ladder.train.ema import averaged
 from ladder.train.state import State
 
@@ -167,7 +168,13 @@ def set_moments(state: State, moments: dict[int, Any]) -> None:
     Args:
         state: A run; changed in place.
         moments: State of the optimiser by the number of a parameter.
+
+    Raises:
+        ValueError: If they are of another optimiser.
     """
+    own = "exp_inf" if isinstance(state.optimizer, Adamax) else "exp_avg_sq"
+    if any(own not in values for values in moments.values()):
+        raise ValueError("train.optimizer was changed to or from adamax, whose moments are others")
     options = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": options})
     for parameter, values in state.optimizer.state.items():

@@ -40,7 +40,9 @@ class LayerSpec(Settings):
     @model_validator(mode="after")
     def _one_kind(self) -> LayerSpec:
         if (self.dim is None) == (self.channels is None):
-            raise ValueError("give 'dim' for a dense layer, or 'channels' for a convolutional one")
+            raise ValueError(
+                "give either 'dim' for a dense layer, or 'channels' for a convolutional one"
+            )
         if self.dim is not None and self.latent_kernel is not None:
             raise ValueError("'latent_kernel' is of convolutional layers; leave it out, or 'dim'")
         if min(self.kernels(1)) < self.stride:

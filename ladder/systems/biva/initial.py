@@ -39,7 +39,9 @@ def initialise(model: HierarchicalVAE, x: Tensor) -> None:
     if not layers:
         return
     if len(x) < 2:
-        raise UserError("initialise: needs a batch of at least 2 data, not 1")
+        raise UserError(
+            "initialise: needs at least 2 data, not 1; give more, or train.batch_size more than 1"
+        )
     if not x.isfinite().all():
         raise UserError("initialise: x holds NaN or infinite values; give data in [0, 1]")
     kind = model.config.initial_variance

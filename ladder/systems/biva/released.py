@@ -28,6 +28,7 @@ PARTS = {
     "combine.chain.blocks": "p_convs.layers",
 }
 BLOCK = {"first": "conv1", "second": "conv2", "aux": "aux_op"}
+TOP = "top_down.start.value"
 NORMED = {"v": "weight_v", "g": "weight_g", "bias": "bias"}
 
 
@@ -54,13 +55,12 @@ def convert_released(state_dict: Mapping[str, Tensor], config: Config) -> dict[s
     with torch.device("meta"):
         own = build(config).state_dict()
     names = {key: released_name(key, config) for key in own}
-    theirs = dict(state_dict)
-    for key in theirs:
-        if key.endswith(".initialized"):
-            theirs[key] = theirs[key].bool()
-        elif key.endswith(".prior"):
-            theirs[key] = theirs[key].unsqueeze(0)
-    converted = renamed(theirs, own, names, LAYER)
+    own[TOP] = own[TOP][0]  # theirs has no axis for the batch
+    converted = renamed(state_dict, own, names, LAYER)
+    converted[TOP] = converted[TOP].unsqueeze(0)
+    for key in converted:
+        if key.endswith(".initialised"):
+            converted[key] = converted[key].bool()
     new = [names[k] for k, v in converted.items() if v.dtype == torch.bool and not v.all()]
     if new:
         raise UserError(f"convert_released: '{new[0]}' is false; the model was never trained")
@@ -73,7 +73,7 @@ def released_name(own: str, config: Config) -> str:
     if part == "likelihood.conv":
         return _normed("projection.1", last, dense=False)
     top = len(config.stack) - 1
-    if part == "top_down.start":
+    if own == TOP:
         return f"stages.{top}.stochastic.prior"
     found = re.fullmatch(r"\w+\.\w+\.z(\d+)\.(.+)", part)
     assert found is not None
