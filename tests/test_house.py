@@ -22,7 +22,7 @@ RANKS: list[set[str]] = [
     {"config", "schedules", "distributions"},
     {"parse", "presets", "data", "latent", "released"},
     {"model"},
-    {"weightnorm", "batchnorm", "first_pass"},
+    {"weightnorm", "batchnorm", "first_pass", "fourier"},
     {"layers", "merges", "priors", "inference", "nets", "flows", "likelihoods", "logistics"},
     {"systems"},
     {"build"},

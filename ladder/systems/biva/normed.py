@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ladder import fourier
+
 SPREAD = 0.05  # of v
+WORTH = 1024  # data times taps; measured on a CPU, 96 channels in and 20 to 76 out
 
 
 class Normed(nn.Module):
@@ -64,16 +67,22 @@ class Conv(Normed):
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1) -> None:
         super().__init__((out, channels, kernel, kernel))
-        self.stride = stride
+        self.kernel, self.stride = kernel, stride
         before, after = margins(kernel, stride)
         self.even = before == after
         self.around = (before, after, before, after)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, channels, H, W]` to `[B, out, H / stride, W / stride]`."""
+        if self.by_fourier(x.shape[0]):
+            return fourier.convolve(x, self.weight(), self.around[0]) + self.bias[:, None, None]
         if self.even:
             return F.conv2d(x, self.weight(), self.bias, self.stride, self.around[0])
         return F.conv2d(F.pad(x, self.around), self.weight(), self.bias, self.stride)
+
+    def by_fourier(self, n: int) -> bool:
+        """Whether that is faster for so many data; the transform of v has to be made up for."""
+        return self.stride == 1 and self.kernel >= 8 and n * self.kernel**2 >= WORTH
 
 
 class ConvUp(Normed):
