@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ladder import fourier
 
 SPREAD = 0.05  # of v
-WORTH = 1024  # data times taps; measured on a CPU, 96 channels in and 20 to 76 out
+WORTH = 1024  # data times taps; about where both take as long on a CPU (benchmarks/fourier.py)
 
 
 class Normed(nn.Module):
@@ -81,7 +81,7 @@ class Conv(Normed):
         return F.conv2d(F.pad(x, self.around), self.weight(), self.bias, self.stride)
 
     def by_fourier(self, n: int) -> bool:
-        """Whether that is faster for so many data; the transform of v has to be made up for."""
+        """Whether for so many data that makes up for the transform of the weight, or nearly."""
         return self.stride == 1 and self.kernel >= 8 and n * self.kernel**2 >= WORTH
 
 

@@ -33,7 +33,7 @@ NORMED = {"v": "weight_v", "g": "weight_g", "bias": "bias"}
 
 
 def convert_released(state_dict: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Rename the tensors of a released checkpoint; values are not touched.
+    """Rename the tensors of a released checkpoint; only p(z_L) gets an axis for the batch.
 
     Args:
         state_dict: The released model's `state_dict()`, as in `model.pth`, also one wrapped for
