@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_ALONE = False  # not a context variable, which torch.compile cannot read
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class _OverAll(_BatchNorm):
     """Batch norm; while processes train together, with the statistics of their whole batch.
 
     The same as torch's in a single process, and like torch's `SyncBatchNorm`, which knows GPUs
@@ -21,24 +25,26 @@ class BatchNorm2d(nn.BatchNorm2d):
     Args:
         channels: C of the input.
         momentum: Share of a batch in the running statistics.
+        eps: Added to the variance.
     """
 
-    def __init__(self, channels: int, momentum: float = 0.1) -> None:
-        super().__init__(channels, momentum=momentum)
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__(channels, momentum=momentum, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `[B, C, H, W]` channel by channel."""
+        """Normalise `[B, C, ...]` channel by channel."""
         if not (self.training and processes() > 1):
             return super().forward(x)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
+        others = [axis for axis in range(x.ndim) if axis != 1]
         count = values.new_full((1,), values.numel() / values.shape[1])
-        sums = total(torch.cat([count, values.sum((0, 2, 3))]))
+        sums = total(torch.cat([count, values.sum(others)]))
         mean = sums[1:] / sums[0]
-        centred = values - _by_channel(mean)
-        variance = total(centred.square().sum((0, 2, 3))) / sums[0]
+        centred = values - _by_channel(mean, x)
+        variance = total(centred.square().sum(others)) / sums[0]
         self._follow(mean, variance * sums[0] / (sums[0] - 1.0))
         scale = (variance + self.eps).rsqrt() * self.weight
-        return (centred * _by_channel(scale) + _by_channel(self.bias)).to(x.dtype)
+        return (centred * _by_channel(scale, x) + _by_channel(self.bias, x)).to(x.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
@@ -52,9 +58,30 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
 
 
+class BatchNorm1d(_OverAll, nn.BatchNorm1d):
+    """Over `[B, C]`, see above."""
+
+
+class BatchNorm2d(_OverAll, nn.BatchNorm2d):
+    """Over `[B, C, H, W]`, see above."""
+
+
 def processes() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if _ALONE or not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Normalise by this process's own data inside the block, where others may not follow."""
+    global _ALONE
+    before, _ALONE = _ALONE, True
+    try:
+        yield
+    finally:
+        _ALONE = before
 
 
 def total(values: Tensor) -> Tensor:
@@ -77,5 +104,5 @@ class _Total(torch.autograd.Function):
         return summed
 
 
-def _by_channel(values: Tensor) -> Tensor:
-    return rearrange(values, "c -> c 1 1")
+def _by_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.ndim - 2))

@@ -308,8 +308,15 @@ class TrainConfig(Settings):
     """Seed of initialisation, order and noise."""
     device: str = "auto"
     """`auto` takes a GPU if there is one; or `cpu`, `cuda`, `cuda:1`, ..."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the networks; distributions and losses are float32 either way."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the networks, tf32 on GPUs alone; distributions and losses are float32 either way."""
+    compile: Literal["auto", "none", "layers"] = "auto"
+    """Compile layer by layer; auto does so on a GPU for what is trained long enough."""
+    cuda_graph: bool | None = None
+    """Whether a GPU gets a step as one graph of work; null does so for small models."""
+    accumulate: Count = 1
+    """Parts in which a process takes its data of a batch, adding up their gradients; doubled when
+    memory runs out. Batch norm sees each part by itself."""
     recompute: bool = False
     """Whether only the inputs of layers are kept for the backward pass, and what is inside them
     is computed again: the same gradients and less memory for more time."""

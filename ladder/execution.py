@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-GRAPHS = 64  # kinds of layers that a model may have
+# Kinds of layers that a model may have, times batch sizes, training or not, gradients or not.
+GRAPHS = 1024
 
 
 class Caller(nn.Module):
@@ -66,10 +67,13 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "induct
     """
     # All layers share one line of code; each resolution and kind of them needs a graph of it,
     # more than the 8 after which dynamo would give up.
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, GRAPHS)
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        settings = torch._dynamo.config
+        setattr(settings, limit, max(getattr(settings, limit), GRAPHS))
+    # Noise is that of uncompiled layers, and so a seed means what it means there.
+    options = {"fallback_random": True} if backend == "inductor" else None
     for layer in called_layers(model):
-        layer.compile(backend=backend, fullgraph=True, dynamic=False)
+        layer.compile(backend=backend, fullgraph=True, dynamic=False, options=options)
 
 
 def _contexts(

@@ -92,7 +92,9 @@ class SpectralNorms:
             for _ in range(times):
                 v = _unit(_times(gains * u, matrices.mT))
                 u = _unit(gains * _times(v, matrices))
-        self.u[shape], self.v[shape] = u, v
+        # In place: graphs of a GPU's work know tensors by where they lie.
+        self.u[shape].copy_(u)
+        self.v[shape].copy_(v)
         total: Tensor = (logs.exp() * u * _Along.apply(matrices, v, normed)).sum()
         return total
 

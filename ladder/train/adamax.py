@@ -89,7 +89,7 @@ class Adamax(torch.optim.Optimizer):
         if group["bias_correction"]:
             rate = group["lr"] / (1.0 - group["betas"][0] ** steps[0].double())
         else:
-            rate = torch.full_like(steps[0], group["lr"], dtype=torch.float64)
+            rate = torch.ones_like(steps[0], dtype=torch.float64) * group["lr"]
         change = torch._foreach_div(means, peaks)
         torch._foreach_mul_(change, torch.where(alive, -rate, 0.0).to(change[0]))
         torch._foreach_add_(parameters, change)

@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig
+from ladder.noise import reseed
 from ladder.train.schemes import weights_at
 from ladder.train.state import State
-from ladder.train.step import forward_terms, penalised, prepare
+from ladder.train.step import forward_terms, penalised, shards
 
 
 def first_offender(state: State, x: Tensor, step: int, config: Config[ModelConfig]) -> str:
@@ -32,10 +34,20 @@ def first_offender(state: State, x: Tensor, step: int, config: Config[ModelConfi
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             return f"the weight {_place(name)}"
-    found: list[str] = []
+    reseed(config.train.seed, step, state.first_shard)
+    with torch.compiler.set_stance("force_eager"):  # compiled layers call no hooks of their parts
+        for shard in shards(state, x, step, config):
+            clause = _of_shard(state, shard, step, config)
+            if clause is not None:
+                return clause
+    return "nothing that running the step again shows"
+
+
+def _of_shard(state: State, x: Tensor, step: int, config: Config[ModelConfig]) -> str | None:
+    model, found = state.model, list[str]()
     with _watched(model, found):
         weights = weights_at(config.objective, state.schemes, state.multipliers, step)
-        terms = forward_terms(model, prepare(x, step, config), weights, config)
+        terms = forward_terms(model, x, weights, config)
     if found:
         return f"the output of {_place(found[0])}"
     for name, kl in terms.kl.items():
@@ -43,14 +55,12 @@ def first_offender(state: State, x: Tensor, step: int, config: Config[ModelConfi
             return f"the KL of layer {name}"
     if not terms.log_px.isfinite().all():
         return "the log-likelihood, module likelihood"
-    loss, penalties = penalised(state, terms, step)
-    for name, value in penalties.items():
-        if not value.isfinite().all():
-            return f"the {name.replace('/', ' ')}"
-    gradient = _first_gradient(model, loss)
-    if gradient is not None:
-        return f"the gradient of {_place(gradient)}"
-    return "nothing that running the step again shows"
+    costs = {} if state.penalising is None else state.penalising(step)
+    for name, cost in costs.items():
+        if not cost.value.isfinite().all():
+            return f"the penalty {name}"
+    gradient = _first_gradient(model, penalised(terms.loss, costs))
+    return None if gradient is None else f"the gradient of {_place(gradient)}"
 
 
 def _first_gradient(model: nn.Module, loss: Tensor) -> str | None:

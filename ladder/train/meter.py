@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ladder.train.world import World, summed
+
 
 class Meter:
     """Sums of metrics, weighted by the number of data they are means of.
@@ -25,6 +27,9 @@ class Meter:
     def add(self, values: dict[str, Tensor], data: int, counted: Tensor | None = None) -> None:
         """Add one step's metrics, unless `counted` is false; nothing is read back.
 
+        The sums stay where they are in memory, for graphs of a GPU's work; `data`, which is the
+        host's, is the caller's to raise.
+
         Args:
             values: Means over the data of the step, 0-dim.
             data: Number of those data.
@@ -37,7 +42,6 @@ class Meter:
             counted = torch.ones_like(self.counted, dtype=torch.bool)
         self.sums += torch.where(counted, stacked, 0.0)
         self.counted += counted * data
-        self.data += data
 
     def read(self) -> dict[str, float]:
         """Means over all data since `clear`; this is where the host waits for the device.
@@ -49,12 +53,20 @@ class Meter:
             return {}
         return dict(zip(self.names, (self.sums / self.counted).tolist(), strict=True))
 
+    def collect(self, world: World) -> None:
+        """Give the first process what all of them have added; the others begin again."""
+        if world.size == 1 or self.sums is None:
+            return
+        every = summed(torch.cat([self.sums, self.counted[None]]), world) * world.leads
+        self.sums.copy_(every[:-1])
+        self.counted.copy_(every[-1])
+
     def clear(self) -> None:
         """Begin again."""
         self.data = 0
-        self.counted = torch.zeros_like(self.counted)
+        self.counted.zero_()
         if self.sums is not None:
-            self.sums = torch.zeros_like(self.sums)
+            self.sums.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -69,4 +81,4 @@ class Meter:
         self.sums = None if sums is None else sums.to(self.device)
         # Checkpoints from before steps could be left out counted all data.
         counted = state.get("counted", torch.tensor(float(self.data)))
-        self.counted = counted.to(self.counted)
+        self.counted.copy_(counted)

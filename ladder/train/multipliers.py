@@ -30,8 +30,7 @@ LARGEST = math.log(1e4)  # of |s|: enough to switch a KL off, or everything else
 class Multipliers:
     """The multipliers of a run, on its device.
 
-    Under DDP each rank's KL is that of its own part of the batch: it has to be averaged over the
-    ranks before `update`, or their multipliers part.
+    Of several processes each must be given the KL of the whole batch, or their multipliers part.
 
     Args:
         targets: Nats by name of the held layers.
@@ -69,15 +68,16 @@ class Multipliers:
         """Take up the KL of a step; nothing is read back to the host.
 
         Args:
-            kl: Reported KL of each layer by name, for each datum, `[B]`.
+            kl: Reported KL of each held layer by name, for each datum, `[B]`, or its mean.
             annealing: The layers' annealing at this step by name, 0-dim.
             failed: 0-dim, on the device; nothing changes where it is 1.
         """
         now = torch.stack([kl[name].mean() for name in self.names])
         mean = torch.lerp(self.mean, now, 1.0 - DECAY)
         log = self.log + self.rate * self._eased(self._error(mean), annealing)
-        self.mean = torch.where(failed > 0, self.mean, mean)
-        self.log = torch.where(failed > 0, self.log, log.clamp(-LARGEST, LARGEST))
+        # In place: graphs of a GPU's work know tensors by where they lie.
+        self.mean.copy_(torch.where(failed > 0, self.mean, mean))
+        self.log.copy_(torch.where(failed > 0, self.log, log.clamp(-LARGEST, LARGEST)))
 
     def _error(self, mean: Tensor) -> Tensor:
         return (mean - self.targets) / (mean.abs() + self.targets)
@@ -95,4 +95,5 @@ class Multipliers:
         """Take up what a checkpoint holds."""
         if state["names"] != self.names:
             raise ValueError(f"kl_target is for {self.names}, there for {state['names']}")
-        self.log, self.mean = state["log"].to(self.log), state["mean"].to(self.mean)
+        self.log.copy_(state["log"])
+        self.mean.copy_(state["mean"])

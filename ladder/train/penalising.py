@@ -12,6 +12,7 @@ from ladder.config import Config, ModelConfig, ObjectiveConfig
 from ladder.model import HierarchicalVAE
 from ladder.penalties import BatchNormScales, SpectralNorms
 from ladder.sampling import layer_names
+from ladder.schedules import Step
 from ladder.train.schemes import annealing_at, layer_schemes
 
 
@@ -59,7 +60,7 @@ class Penalising:
         self.spectral = SpectralNorms(model) if self.penalties.spectral else None
         self.batch_norm = BatchNormScales(model) if self.penalties.batch_norm else None
 
-    def __call__(self, step: int) -> dict[str, Cost]:
+    def __call__(self, step: Step) -> dict[str, Cost]:
         """The penalties by name; one that has no weight is not computed."""
         costs = {}
         if self.spectral is not None:
@@ -71,8 +72,8 @@ class Penalising:
             costs["batch_norm"] = Cost(value, weight * value)
         return costs
 
-    def _weight(self, weight: float, step: int) -> Tensor:
-        """start^(1 - b) weight^b, where b is the annealing of the KL; 0-dim, on the host."""
+    def _weight(self, weight: float, step: Step) -> Tensor:
+        """start^(1 - b) weight^b, where b is the annealing of the KL; 0-dim."""
         share = annealing_at(self.annealing, step).clamp(max=1.0)
         start = weight if self.penalties.start is None else self.penalties.start
         return (start ** (1.0 - share) * weight**share).float()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ladder.config import FreeBits, ObjectiveConfig, Schedule
 from ladder.errors import UserError, suggest
 from ladder.objectives import Balancing
-from ladder.schedules import SCHEDULES
+from ladder.schedules import SCHEDULES, Step
 from ladder.train.multipliers import Multipliers
 
 
@@ -88,25 +88,25 @@ def _check_target(name: str, scheme: Scheme) -> None:
         )
 
 
-def annealing_at(schedule: Schedule, step: int) -> Tensor:
+def annealing_at(schedule: Schedule, step: Step) -> Tensor:
     """Value of a schedule at a step, 0-dim float64."""
     settings = schedule.model_dump()
     return SCHEDULES[settings.pop("kind")](step, **settings)
 
 
-def beta_at(objective: ObjectiveConfig, step: int) -> Tensor:
+def beta_at(objective: ObjectiveConfig, step: Step) -> Tensor:
     """The objective's own weight of the KL terms at a step, 0-dim float32."""
     return (objective.beta * annealing_at(objective.kl_annealing, step)).float()
 
 
-def annealings_at(schemes: Schemes, step: int) -> dict[str, Tensor]:
+def annealings_at(schemes: Schemes, step: Step) -> dict[str, Tensor]:
     """Annealing of every layer at a step, 0-dim float64; each schedule is asked once."""
     values = {s.kl_annealing: annealing_at(s.kl_annealing, step) for s in schemes.values()}
     return {name: values[scheme.kl_annealing] for name, scheme in schemes.items()}
 
 
 def weights_at(
-    objective: ObjectiveConfig, schemes: Schemes, multipliers: Multipliers | None, step: int
+    objective: ObjectiveConfig, schemes: Schemes, multipliers: Multipliers | None, step: Step
 ) -> Weights:
     """What the loss of a step weighs.
 
@@ -114,7 +114,7 @@ def weights_at(
         objective: The objective.
         schemes: What it says about every layer.
         multipliers: Those of the layers with a `kl_target`.
-        step: The step.
+        step: The step, or it on the device, where the arithmetic then is.
 
     Returns:
         Arguments of `elbo`; single values where all layers are alike.
@@ -129,7 +129,7 @@ def weights_at(
 
 
 def _betas(
-    objective: ObjectiveConfig, schemes: Schemes, multipliers: Multipliers | None, step: int
+    objective: ObjectiveConfig, schemes: Schemes, multipliers: Multipliers | None, step: Step
 ) -> Tensor | dict[str, Tensor]:
     common = (objective.beta, objective.kl_annealing)
     if multipliers is None and all(s[:2] == common for s in schemes.values()):
@@ -140,14 +140,14 @@ def _betas(
     return betas | {name: betas[name] * factor for name, factor in factors.items()}
 
 
-def _balancing(objective: ObjectiveConfig, step: int) -> Balancing | None:
+def _balancing(objective: ObjectiveConfig, step: Step) -> Balancing | None:
     balance = objective.balance
     if balance is None:
         return None
     if balance.steps is None:
         on = annealing_at(objective.kl_annealing, step) < 1.0
     else:
-        on = torch.tensor(step < balance.steps)
+        on = torch.as_tensor(step) < balance.steps
     return Balancing(balance.by, on.float())
 
 

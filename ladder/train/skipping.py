@@ -61,10 +61,11 @@ class Skipping:
             limit = torch.where(self.mean > 0, self.relative * self.mean, limit)
             fine &= norm <= limit
         seen = torch.where(finite, torch.minimum(norm, limit), self.mean)
-        self.mean = torch.where(self.mean > 0, torch.lerp(seen, self.mean, DECAY), seen)
-        self.skipped = self.skipped + ~fine
-        self.row = torch.where(fine, 0, self.row + 1)
-        self.broken = torch.where(finite, 0, self.broken + 1)
+        # In place: graphs of a GPU's work know tensors by where they lie.
+        self.mean.copy_(torch.where(self.mean > 0, torch.lerp(seen, self.mean, DECAY), seen))
+        self.skipped += ~fine
+        self.row.copy_(torch.where(fine, 0, self.row + 1))
+        self.broken.copy_(torch.where(finite, 0, self.broken + 1))
         return ~fine, self.broken >= PATIENCE
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,4 +75,4 @@ class Skipping:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what a checkpoint holds."""
         for name in KEPT:
-            setattr(self, name, state[name].to(getattr(self, name)))
+            getattr(self, name).copy_(state[name])

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ladder.build import build_model, load_system
 from ladder.config import Config, CosineDecay, ModelConfig, TrainConfig
 from ladder.data import binarize
 from ladder.errors import UserError
-from ladder.execution import set_recompute
+from ladder.execution import compile_layers, set_recompute
 from ladder.model import HierarchicalVAE
 from ladder.noise import seeded
 from ladder.sampling import layer_names
 from ladder.train.adamax import Adamax
+from ladder.train.device import choose_device as choose_device
+from ladder.train.device import memory_format
 from ladder.train.meter import Meter
 from ladder.train.multipliers import Multipliers
 from ladder.train.penalising import Penalising
 from ladder.train.schemes import Schemes, layer_schemes, new_multipliers
 from ladder.train.skipping import Skipping
 from ladder.train.statistics import Statistics
+from ladder.train.world import World
+
+SMALL = 5_000_000  # parameters
+LONG = 2_000  # steps
 
 
 @dataclass
@@ -30,12 +38,16 @@ class State:
 
     Attributes:
         model: The model being trained.
+        network: What is called to train it: the model, or what keeps its gradients the same in
+            all processes.
         parameters: Its parameters; walking the module tree for them costs as much as a layer.
         optimizer: Its optimiser; it asks the host nothing.
         weights: What is averaged: the parameters, then the floating-point buffers that a
             checkpoint keeps, such as running means of batch norm.
         average: Running average of the weights, in their order; `None` without EMA.
         step: Optimiser steps done.
+        clock: `step` on the device, 0-dim float64, for schedules.
+        rate: The learning rate on a GPU, 0-dim, so that it is data there; `None` on the CPU.
         failed: 0-dim float32 on the device; 1 from the step on at which training failed. Once
             set, no update changes a parameter, so they stay those that failed.
         omitted: 0-dim float32 on the device; 1 where the last step changed nothing.
@@ -48,14 +60,19 @@ class State:
         statistics: Running statistics, which a step that is left out must not change; `None` if
             none is left out.
         total: Steps of the whole training, if the learning rate asks for them.
+        world: The processes that train together.
+        accumulate: Shards that a process takes its part of a batch in.
     """
 
     model: HierarchicalVAE
+    network: nn.Module
     parameters: list[nn.Parameter]
     weights: list[Tensor]
     optimizer: torch.optim.Adam | Adamax
     average: list[Tensor] | None
     step: int
+    clock: Tensor
+    rate: Tensor | None
     failed: Tensor
     omitted: Tensor
     healthy: Tensor
@@ -66,6 +83,19 @@ class State:
     penalising: Penalising | None
     statistics: Statistics | None
     total: int | None
+    world: World = field(default_factory=World)
+    accumulate: int = 1
+
+    @property
+    def first_shard(self) -> int:
+        """Number of this process's first shard of a batch, which its noise is a function of."""
+        return self.world.rank * self.accumulate
+
+    def synchronised(self, last: bool) -> AbstractContextManager[None]:
+        """Where gradients are computed: only the last shard's backward pass exchanges them."""
+        if last or not isinstance(self.network, DistributedDataParallel):
+            return nullcontext()
+        return self.network.no_sync()
 
 
 def new_state(
@@ -73,6 +103,7 @@ def new_state(
     device: torch.device,
     first: Tensor | None = None,
     total: int | None = None,
+    world: World = World(),  # noqa: B008
 ) -> State:
     """Build the model and its optimiser, seeded by the configuration.
 
@@ -83,6 +114,7 @@ def new_state(
             the model's system has a function `initialise`; `None` for weights that a checkpoint
             will replace.
         total: Steps of the whole training; `None` takes `train.steps`, if that is said.
+        world: The processes that train together; more than one have joined.
 
     Returns:
         The state before the first step.
@@ -91,14 +123,16 @@ def new_state(
         UserError: If the objective does not fit the model, or a cosine decay of the learning rate
             does not know where it ends.
     """
+    total = total or config.train.steps
     with seeded(config.train.seed):
         model = build_model(config=config).to(device)
         _arrange(model, config, device)
         if first is not None:
             _initialise(model, binarize(first) if config.data.binarize == "dynamic" else first)
+        if _compiles(model, config, device, total):
+            compile_layers(model)
         penalties = config.objective.penalties
         penalising = Penalising(config.objective, model) if penalties is not None else None
-    total = total or config.train.steps
     if isinstance(config.train.lr_decay, CosineDecay) and total is None:
         raise UserError("train.lr_decay: new_state needs 'total', the steps of the whole training")
     schemes = layer_schemes(config.objective, layer_names(model))
@@ -108,15 +142,19 @@ def new_state(
     average = [w.detach().clone() for w in weights] if config.train.ema else None
     omitted, skipping = torch.zeros((), device=device), Skipping(config.train, device)
     optimizer = _optimizer(parameters, config.train)
+    rate = _on_device(optimizer, device)
     # The fused kernels leave everything as it is while this is 1, without asking the host.
     optimizer.found_inf = omitted  # type: ignore[union-attr]
     return State(
         model=model,
+        network=_network(model, config, world),
         parameters=parameters,
         weights=weights,
         optimizer=optimizer,
         average=average,
         step=0,
+        clock=torch.zeros((), device=device, dtype=torch.float64),
+        rate=rate,
         failed=torch.zeros_like(omitted),
         omitted=omitted,
         healthy=torch.zeros((), device=device, dtype=torch.float64),
@@ -127,7 +165,31 @@ def new_state(
         penalising=penalising,
         statistics=Statistics(model) if skipping.on else None,
         total=total,
+        world=world,
+        accumulate=config.train.accumulate,
     )
+
+
+def _network(model: HierarchicalVAE, config: Config[ModelConfig], world: World) -> nn.Module:
+    """What is called to train the model."""
+    if world.size == 1:
+        return model
+    # Every parameter that learns gets a gradient at every step, and what is no parameter follows
+    # from them and the whole batch; so nothing has to be looked for, and nothing sent about.
+    return DistributedDataParallel(
+        model, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
+    )
+
+
+def _on_device(optimizer: torch.optim.Adam | Adamax, device: torch.device) -> Tensor | None:
+    """Let a GPU read the learning rate from its own memory, as data of a graph of its work."""
+    if device.type != "cuda":
+        return None
+    group = optimizer.param_groups[0]
+    group["capturable"] = True
+    group["lr"] = torch.tensor(group["lr"], device=device)
+    rate: Tensor = group["lr"]
+    return rate
 
 
 def _arrange(model: HierarchicalVAE, config: Config[ModelConfig], device: torch.device) -> None:
@@ -138,13 +200,22 @@ def _arrange(model: HierarchicalVAE, config: Config[ModelConfig], device: torch.
             tensor.data = tensor.data.to(memory_format=memory_format(config, device))
 
 
-def memory_format(config: Config[ModelConfig], device: torch.device) -> torch.memory_format:
-    """Order in which batches, and weights of convolutions, lie in memory."""
-    wish = config.train.channels_last
-    if wish is None:
-        wish = device.type == "cuda" and config.train.precision == "bfloat16"
-    images = len(config.model.shape) == 3
-    return torch.channels_last if wish and images else torch.preserve_format
+def is_small(model: nn.Module) -> bool:
+    """Whether a step on a GPU is many short kernels, which take longer to launch than to run."""
+    return sum(p.numel() for p in model.parameters()) <= SMALL
+
+
+def _compiles(
+    model: nn.Module, config: Config[ModelConfig], device: torch.device, total: int | None
+) -> bool:
+    """Whether layers are compiled: if said, or where it pays.
+
+    On a GPU, for a training that is longer than compiling; a small model is captured instead. The
+    CPU spends its time in products, which compiling leaves as they are.
+    """
+    wish = config.train.compile
+    pays = device.type == "cuda" and (total or 0) >= LONG and not is_small(model)
+    return pays if wish == "auto" else wish == "layers"
 
 
 def _kept_buffers(model: HierarchicalVAE) -> list[Tensor]:
@@ -173,31 +244,3 @@ def _optimizer(parameters: list[nn.Parameter], train: TrainConfig) -> torch.opti
         weight_decay=train.weight_decay,
         fused=True,
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda`, `cuda:1` into a device that is there.
-
-    Args:
-        name: What the configuration says.
-
-    Returns:
-        The device.
-
-    Raises:
-        UserError: If there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"train.device: no device '{name}'; try auto, cpu or cuda") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"train.device: '{name}' is not there; try auto or cpu")
-    if device.type == "cuda":
-        device = torch.device("cuda", device.index or 0)
-        torch.cuda.set_device(device)  # noise is seeded on the current device
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"train.device: '{name}' is not supported; try auto, cpu or cuda")
-    return device

@@ -26,14 +26,21 @@ class Statistics:
                 for buffer in module.buffers(recurse=False):
                     self.groups[buffer.dtype].append(buffer)
 
-    @torch.no_grad()
-    def read(self) -> list[Tensor]:
-        """A copy of all of them, one vector for each type of number."""
-        return [torch.cat([b.flatten() for b in group]) for group in self.groups.values()]
+        self.before: list[Tensor] = []
+
+    def keep(self) -> None:
+        """Remember what they are now."""
+        self.before = self._read()
 
     @torch.no_grad()
-    def put_back(self, before: list[Tensor], omitted: Tensor) -> None:
-        """Undo what came after `before` if `omitted`, 0-dim, is not 0."""
-        for old, new, group in zip(before, self.read(), self.groups.values(), strict=True):
+    def put_back(self, omitted: Tensor) -> None:
+        """Undo what came after `keep` if `omitted`, 0-dim, is not 0."""
+        now = self._read()
+        for old, new, group in zip(self.before, now, self.groups.values(), strict=True):
             kept = torch.where(omitted > 0, old, new).split([b.numel() for b in group])
             torch._foreach_copy_(group, [v.view_as(b) for v, b in zip(kept, group, strict=True)])
+
+    @torch.no_grad()
+    def _read(self) -> list[Tensor]:
+        """A copy of all of them, one vector for each type of number."""
+        return [torch.cat([b.flatten() for b in group]) for group in self.groups.values()]

@@ -1,20 +1,35 @@
-"""One optimiser step, with no word from the device to the host."""
+"""One optimiser step, without a word from the device to the host.
+
+    begin      what the host says of a step: its number, its learning rate, the seed of its noise
+    gradients  the objective and its gradients, shard by shard
+    update     everything else, on the device alone
+
+A batch is cut into as many shards as there are processes times `state.accumulate`; the gradients
+of all of them add up to those of the batch. The noise of shard j is a function of (seed, step, j),
+so two processes compute what one does that takes the batch in two shards.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from ladder.config import Config, ExponentialDecay, ModelConfig, TrainConfig
 from ladder.data import binarize, flipped
-from ladder.model import HierarchicalVAE
 from ladder.noise import reseed
 from ladder.objectives import Terms, elbo
 from ladder.train import ema
+from ladder.train.device import memory_format, products
+from ladder.train.memory import gives_way
+from ladder.train.penalising import Cost
 from ladder.train.schemes import Weights, annealings_at, weights_at
-from ladder.train.state import State, memory_format
+from ladder.train.state import State
+from ladder.train.world import summed
+
+KL = "kl/"  # before the name of a layer, among the metrics
 
 
 def lr_at(train: TrainConfig, step: int, total: int | None = None) -> float:
@@ -46,7 +61,7 @@ def lr_at(train: TrainConfig, step: int, total: int | None = None) -> float:
 
 
 def forward_terms(
-    model: HierarchicalVAE, x: Tensor, weights: Weights, config: Config[ModelConfig]
+    model: nn.Module, x: Tensor, weights: Weights, config: Config[ModelConfig]
 ) -> Terms:
     """The objective on a batch `[B, *shape]`, networks in the configured precision."""
     low = config.train.precision == "bfloat16"
@@ -55,54 +70,169 @@ def forward_terms(
     return elbo(px, latents, x, *weights)
 
 
-def prepare(x: Tensor, step: int, config: Config[ModelConfig]) -> Tensor:
-    """Begin a step: seed its noise, mirror and binarise the batch if that is to be drawn anew."""
-    reseed(config.train.seed, step)
+def prepare(x: Tensor, step: int, config: Config[ModelConfig], shard: int = 0) -> Tensor:
+    """Begin a shard: seed its noise, then mirror and binarise it if that is to be drawn anew."""
+    reseed(config.train.seed, step, shard)
+    return _prepared(x, config)
+
+
+def _prepared(x: Tensor, config: Config[ModelConfig]) -> Tensor:
     x = flipped(x) if config.data.flip else x
     x = binarize(x) if config.data.binarize == "dynamic" else x
     return x.to(memory_format=memory_format(config, x.device))
 
 
-def train_step(state: State, x: Tensor, config: Config[ModelConfig]) -> None:
+def train_step(
+    state: State, x: Tensor, config: Config[ModelConfig], of: int | None = None
+) -> None:
     """Update the weights once; metrics go to the meter, a failure to `state.failed`.
+
+    If memory runs out, `state.accumulate` is doubled and the step taken again.
 
     Args:
         state: The run; changed in place.
-        x: Grey or binary data in [0, 1], `[B, *shape]`, on the device.
+        x: Grey or binary data in [0, 1], `[B, *shape]`, on the device; of several processes, this
+            one's part.
         config: The run's configuration.
+        of: Data of all processes together; `None` for one process, whose data they are.
     """
-    x = prepare(x, state.step, config)
-    weights = weights_at(config.objective, state.schemes, state.multipliers, state.step)
-    before = None if state.statistics is None else state.statistics.read()
-    terms = forward_terms(state.model, x, weights, config)
-    loss, penalties = penalised(state, terms, state.step)
+    of = x.shape[0] if of is None else of
+    begin(state, config)
+    while (measured := _measured(state, x, config, of)) is None:
+        reseed(config.train.seed, state.step, state.first_shard)
+    update(state, measured, config, x.shape[0], of)
+    end(state, of)
+
+
+def begin(state: State, config: Config[ModelConfig]) -> None:
+    """Tell the device what depends on the step; nothing is waited for."""
+    state.clock.fill_(state.step)
+    rate = lr_at(config.train, state.step, state.total)
+    if state.rate is None:
+        state.optimizer.param_groups[0]["lr"] = rate
+    else:
+        state.rate.fill_(rate)
+    reseed(config.train.seed, state.step, state.first_shard)
+
+
+def end(state: State, of: int) -> None:
+    """Count the step and its data, on the host."""
+    state.meter.data += of
+    state.step += 1
+
+
+def _measured(
+    state: State, x: Tensor, config: Config[ModelConfig], of: int
+) -> dict[str, Tensor] | None:
+    try:
+        return gradients(state, x, config, of)
+    except RuntimeError as error:
+        if not gives_way(state, error, x.shape[0]):
+            raise
+    return None  # outside of the except block, which holds what filled the memory
+
+
+def gradients(state: State, x: Tensor, config: Config[ModelConfig], of: int) -> dict[str, Tensor]:
+    """Leave the gradients of a step in the parameters.
+
+    Args:
+        state: The run, after `begin`.
+        x: This process's data, `[B, *shape]`.
+        config: The run's configuration.
+        of: Data of all processes together.
+
+    Returns:
+        Metrics, 0-dim: means over this process's data, in nats per datum.
+    """
+    weights = weights_at(config.objective, state.schemes, state.multipliers, state.clock)
+    counted = state.world.counted(x.shape[0], of)
+    scale = x[0].numel() if config.objective.per == "dimension" else 1
+    if state.statistics is not None:
+        state.statistics.keep()
     state.optimizer.zero_grad()
-    (loss / x[0].numel() if config.objective.per == "dimension" else loss).backward()
+    means: dict[str, Tensor] = {}
+    costs: dict[str, Cost] = {}
+    left = x.shape[0]
+    for shard in shards(state, x, state.step, config):
+        left -= shard.shape[0]
+        with products(config.train.precision, x.device), state.synchronised(left == 0):
+            terms = forward_terms(state.network, shard, weights, config)
+            # The processes' gradients are averaged, but each may have another number of data.
+            share = state.world.size * min(shard.shape[0], counted) / of
+            loss = terms.loss if share == 1 else share * terms.loss
+            if left == 0 and state.penalising is not None:
+                costs = state.penalising(state.clock)
+            loss = penalised(loss, costs)
+            (loss if scale == 1 else loss / scale).backward()
+        _add(means, metrics(terms), shard.shape[0] / x.shape[0])
+    means["train/loss"] = penalised(means["train/loss"], costs).detach()
+    return {**{f"penalty/{n}": cost.value.detach() for n, cost in costs.items()}, **means}
+
+
+def penalised(loss: Tensor, costs: dict[str, Cost]) -> Tensor:
+    """The loss with its penalties, 0-dim."""
+    return sum((cost.weighted for cost in costs.values()), loss)
+
+
+def shards(state: State, x: Tensor, step: int, config: Config[ModelConfig]) -> Iterator[Tensor]:
+    """Cut this process's data into prepared shards; noise is seeded for all but the first."""
+    for number, part in enumerate(x.tensor_split(state.accumulate)):
+        if number and part.shape[0]:
+            reseed(config.train.seed, step, state.first_shard + number)
+        if part.shape[0]:
+            yield _prepared(part, config)
+
+
+def _add(means: dict[str, Tensor], values: dict[str, Tensor], share: float) -> None:
+    """Add a shard's share of the metrics."""
+    for name, value in values.items():
+        part = value.detach() if share == 1 else share * value.detach()
+        means[name] = means[name] + part if name in means else part
+
+
+@torch.no_grad()
+def update(
+    state: State, means: dict[str, Tensor], config: Config[ModelConfig], n: int, of: int
+) -> None:
+    """Clip, judge, and change the weights and all that follows them.
+
+    Args:
+        state: The run, with gradients.
+        means: What `gradients` returned.
+        config: The run's configuration.
+        n: This process's data.
+        of: Data of all processes together.
+    """
     norm = gradient_norm(state.parameters, config.train.grad_clip)
     if config.train.grad_clip_value is not None:
         nn.utils.clip_grad_value_(state.parameters, config.train.grad_clip_value)
-    finite = loss.isfinite() & norm.isfinite()
+    counted = state.world.counted(n, of)
+    finite, kl = _together(state, means, norm, counted / of)
     judge(state, norm, finite)
-    if state.statistics is not None and before is not None:
-        state.statistics.put_back(before, state.omitted)
-    state.optimizer.param_groups[0]["lr"] = lr_at(config.train, state.step, state.total)
+    if state.statistics is not None:
+        state.statistics.put_back(state.omitted)
     state.optimizer.step()
     if config.train.ema is not None:
         ema.update(state, config.train.ema)
     if state.multipliers is not None:
-        annealing = annealings_at(state.schemes, state.step)
-        state.multipliers.update(terms.kl, annealing, state.omitted)
-    counted = finite if state.skipping.on else None
-    logged = {**penalties, **metrics(terms), "train/loss": loss, "train/grad_norm": norm}
-    state.meter.add(logged, x.shape[0], counted)
-    state.step += 1
+        annealing = annealings_at(state.schemes, state.clock)
+        state.multipliers.update(kl, annealing, state.omitted)
+    logged = {**means, "train/grad_norm": norm}
+    state.meter.add(logged, counted, finite if state.skipping.on else None)
 
 
-def penalised(state: State, terms: Terms, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss with its penalties, 0-dim, and each penalty without its weight, by metric."""
-    costs = {} if state.penalising is None else state.penalising(step)
-    loss = sum((cost.weighted for cost in costs.values()), terms.loss)
-    return loss, {f"penalty/{name}": cost.value for name, cost in costs.items()}
+def _together(
+    state: State, means: dict[str, Tensor], norm: Tensor, share: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Whether loss and gradient are finite, and the KL of held layers, of all processes."""
+    finite = means["train/loss"].isfinite() & norm.isfinite()
+    held = [] if state.multipliers is None else state.multipliers.names
+    kl = {name: means[KL + padded(name)] for name in held}
+    if state.world.size == 1:
+        return finite, kl
+    said = torch.stack([(~finite).to(norm), *(share * value for value in kl.values())])
+    said = summed(said, state.world)
+    return said[0] == 0, dict(zip(kl, said[1:].unbind(), strict=True))
 
 
 @torch.no_grad()
@@ -124,7 +254,7 @@ def gradient_norm(parameters: list[nn.Parameter], clip: float | None) -> Tensor:
 
 def metrics(terms: Terms) -> dict[str, Tensor]:
     """Names and 0-dim batch means of what is logged at every step, in nats per datum."""
-    kl = {f"kl/{padded(name)}": v.mean() for name, v in terms.kl.items()}
+    kl = {f"{KL}{padded(name)}": v.mean() for name, v in terms.kl.items()}
     log_px = terms.log_px.mean()
     return {
         "train/loss": terms.loss,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 from ladder.config import Config, ModelConfig
 from ladder.train.loop import Summary
 
@@ -24,3 +28,15 @@ def summary_text(config: Config[ModelConfig], summary: Summary) -> str:
             "",
         ]
     )
+
+
+def summary_json(summary: Summary, pictures: Sequence[Path]) -> dict[str, Any]:
+    """The same for a program: plain values by name, and the files that were made."""
+    return {
+        "run": str(summary.run),
+        "steps": summary.steps,
+        "seconds": summary.seconds,
+        "split": summary.split,
+        **{k: v for k, v in summary.evaluation._asdict().items() if k != "units"},
+        "files": [str(path) for path in pictures],
+    }
