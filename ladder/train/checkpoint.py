@@ -34,7 +34,7 @@ from ladder.train.ema import averaged
 from ladder.train.state import State
 
 STATE = "state.pt"
-LATER = ("multipliers", "skipping", "penalising")
+LATER = ("multipliers", "skipping", "penalising", "raised")
 
 
 def save(folder: Path, state: State, keep: int) -> Path:
@@ -98,6 +98,7 @@ def _rest(state: State) -> dict[str, Any]:
         "multipliers": state.multipliers and state.multipliers.state_dict(),
         "skipping": state.skipping.state_dict(),
         "penalising": state.penalising and state.penalising.state_dict(),
+        "raised": state.raised,
     }
 
 
@@ -157,6 +158,8 @@ def _take_up(rest: dict[str, Any], state: State) -> None:
         state.penalising.load_state_dict(rest["penalising"])
     if rest["skipping"] is not None:
         state.skipping.load_state_dict(rest["skipping"])
+    state.raised = rest["raised"] or 1
+    state.accumulate *= state.raised
     state.step = rest["step"]
     state.healthy.fill_(state.step)
 

@@ -21,7 +21,7 @@ def gives_way(state: State, error: RuntimeError, n: int) -> bool:
     Several processes do not: one would wait for gradients that another has no memory for.
 
     Args:
-        state: The run; `accumulate` is doubled.
+        state: The run; `accumulate` and `raised` are doubled.
         error: What went wrong while gradients were computed.
         n: Data of the batch.
 
@@ -31,7 +31,7 @@ def gives_way(state: State, error: RuntimeError, n: int) -> bool:
     """
     if not out_of_memory(error) or state.world.size > 1 or state.accumulate >= n:
         return False
-    state.accumulate = min(2 * state.accumulate, n)
+    state.accumulate, state.raised = 2 * state.accumulate, 2 * state.raised
     state.optimizer.zero_grad()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

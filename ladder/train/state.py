@@ -62,6 +62,7 @@ class State:
         total: Steps of the whole training, if the learning rate asks for them.
         world: The processes that train together.
         accumulate: Shards that a process takes its part of a batch in.
+        raised: How many times as many they are as the configuration says, because memory ran out.
     """
 
     model: HierarchicalVAE
@@ -85,6 +86,7 @@ class State:
     total: int | None
     world: World = field(default_factory=World)
     accumulate: int = 1
+    raised: int = 1
 
     @property
     def first_shard(self) -> int:
@@ -183,7 +185,7 @@ def _network(model: HierarchicalVAE, config: Config[ModelConfig], world: World) 
 
 def _on_device(optimizer: torch.optim.Adam | Adamax, device: torch.device) -> Tensor | None:
     """Let a GPU read the learning rate from its own memory, as data of a graph of its work."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return None
     group = optimizer.param_groups[0]
     group["capturable"] = True

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def forward_terms(
 ) -> Terms:
     """The objective on a batch `[B, *shape]`, networks in the configured precision."""
     low = config.train.precision == "bfloat16"
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16) if low else nullcontext():
         px, latents = model(x)
     return elbo(px, latents, x, *weights)
 
