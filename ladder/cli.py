@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from ladder.bench import words as bench
 from ladder.errors import UserError, WorkFailed, suggest
 
 if TYPE_CHECKING:
@@ -96,18 +97,14 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {verb:<9} {line}" for verb, (_, _, line) in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: ladder VERB [target] [key=value ...]",
-            "",
-            "Deep hierarchical VAEs, declared in YAML.",
-            "",
-            *lines,
-            "",
-            "Try: ladder train mnist_2layer data=digits        (ladder VERB --help for more)",
-        ]
-    )
+    verbs = "\n".join(f"  {verb:<9} {line}" for verb, (_, _, line) in VERBS.items())
+    return f"""usage: ladder VERB [target] [key=value ...]
+
+Deep hierarchical VAEs, declared in YAML.
+
+{verbs}
+
+Try: ladder train mnist_2layer data=digits        (ladder VERB --help for more)"""
 
 
 def _target(parser: _Parser, optional: bool = False) -> None:
@@ -145,28 +142,21 @@ def _train(args: Arguments) -> int:
         return _print_config(config)
     from ladder.report import write_report
     from ladder.train import fit
-    from ladder.train.summary import summary_text
+    from ladder.train.summary import summary_json, summary_text
+    from ladder.train.world import found
 
     given = "" if resume else _given(args)
     summary = fit(config, out, given=given, resume=resume, quiet=args.quiet)
+    if not found().leads:  # of several processes one speaks
+        return 0
+    out = summary.run
     try:
         pictures = write_report(out)
     except (UserError, WorkFailed, OSError) as error:  # the model is trained and safe all the same
         pictures = []
         _tell(f"ladder: the report could not be written: {error}; try 'ladder report {out}'")
     _tell(summary_text(config, summary))
-    if args.json:
-        result = {
-            "run": str(summary.run),
-            "steps": summary.steps,
-            "seconds": summary.seconds,
-            "split": summary.split,
-            **{k: v for k, v in summary.evaluation._asdict().items() if k != "units"},
-            "files": [str(p) for p in pictures],
-        }
-        print(json.dumps(result))
-    else:
-        print(summary.run)
+    print(json.dumps(summary_json(summary, pictures)) if args.json else out)
     return 0
 
 
@@ -211,7 +201,8 @@ def _describe_ablate(parser: _Parser) -> None:
     )
     parser.add_argument("--samples", type=int, metavar="K", help="importance samples")
     parser.add_argument("--n", type=int, help="only the first N test data, for the K samples")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at once, a thread each")
+    jobs = "cells at once, a thread each; or together: alike ones in one pass, as on a GPU anyway"
+    parser.add_argument("--jobs", metavar="N", help=jobs)
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ablate-<name>")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -237,11 +228,9 @@ def _evaluate(args: Arguments) -> int:
     from ladder.train.measure import measure
 
     record = measure(args.run, args.overrides, args.split, args.samples, args.n, args.seed)
-    if args.json:
-        print(json.dumps(record))
-        return 0
-    for name, value in record.items():
-        print(f"{name:<10} {value:.4f}" if isinstance(value, float) else f"{name:<10} {value}")
+    texts = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in record.items()}
+    lines = [f"{name:<10} {value}" for name, value in texts.items()]
+    print(json.dumps(record) if args.json else "\n".join(lines))
     return 0
 
 
@@ -295,6 +284,13 @@ def _report(args: Arguments) -> int:
     paths = [str(p) for p in write_report(args.run, args.seed)]
     print(json.dumps({"files": paths}) if args.json else "\n".join(paths))
     return 0
+
+
+def _bench(args: Arguments) -> int:
+    """Measure training steps, sampling, encoding and bounds of some presets, on random data."""
+    from ladder.bench.command import run
+
+    return run(args)
 
 
 def _describe_presets(parser: _Parser) -> None:
@@ -389,6 +385,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int], Callable[[_Parser], None], st
     "sample": (_sample, _describe_sample, "draw from a trained model"),
     "report": (_report, _describe_report, "pictures and page of a run"),
     "plan": (_plan, _target, "what would run, without running it"),
+    "bench": (_bench, bench.describe, "measure speed, graphs and memory"),
     "import": (_import, _describe_import, "take over a released checkpoint"),
     "presets": (_presets, _describe_presets, "list the published models"),
     "schema": (_schema, _describe_schema, "JSON Schema of configuration files"),

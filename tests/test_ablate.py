@@ -351,10 +351,10 @@ from ladder.train import loop
 
 train_step = loop.train_step
 
-def step_or_die(state, x, config):
+def step_or_die(state, x, config, of):
     if state.step == 4 and config.train.seed == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    train_step(state, x, config)
+    train_step(state, x, config, of)
 
 loop.train_step = step_or_die
 cli.main(sys.argv[1:])
@@ -391,8 +391,8 @@ def test_a_signal_stops_with_a_checkpoint_and_a_table(
 ) -> None:
     train_step = loop.train_step
 
-    def step_and_signal(state: Any, x: Any, config: Any) -> None:
-        train_step(state, x, config)
+    def step_and_signal(state: Any, x: Any, config: Any, of: int) -> None:
+        train_step(state, x, config, of)
         if state.step == 4 and config.train.seed == 1:
             os.kill(os.getpid(), signal.SIGINT)
 

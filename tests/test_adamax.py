@@ -259,11 +259,11 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def poisoned(state: State, x: Tensor, config: Config) -> None:
+    def poisoned(state: State, x: Tensor, config: Config, of: int) -> None:
         if state.step == 13:
             with torch.no_grad():
                 state.parameters[0].view(-1)[0] = float("nan")
-        train_step(state, x, config)
+        train_step(state, x, config, of)
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     with pytest.raises(WorkFailed, match=r"step 14: .*step-00000010"):

@@ -544,10 +544,10 @@ from ladder.train import fit, loop
 config, out, step = json.loads(sys.argv[1])
 train_step = loop.train_step
 
-def step_or_die(state, x, config):
+def step_or_die(state, x, config, of):
     if state.step == step:
         os.kill(os.getpid(), signal.SIGKILL)
-    train_step(state, x, config)
+    train_step(state, x, config, of)
 
 loop.train_step = step_or_die
 fit(resolve(config, ["train.device=cpu"]), Path(out), quiet=True)

@@ -470,7 +470,7 @@ def test_the_average_starts_from_the_initialised_weights(tmp_path: Path) -> None
     config = tiny("train.ema=0.9")
     setup = set_up(config, tmp_path)
     plain = new_state(config, setup.device)
-    state, again = (new_state(config, setup.device, loop._first(setup)) for _ in range(2))
+    state, again = (new_state(config, setup.device, loop.first_data(setup)) for _ in range(2))
     assert state.average is not None
     assert all(torch.equal(a, p) for a, p in zip(state.average, state.weights, strict=True))
     assert all(map(torch.equal, state.parameters, again.parameters))
@@ -493,10 +493,10 @@ def test_initialised_once_and_resumed_bit_for_bit(
         hook(model, x)
 
     def killed_at(number: int) -> None:
-        def step_or_die(state: Any, x: Tensor, config: Any) -> None:
+        def step_or_die(state: Any, x: Tensor, config: Any, of: int) -> None:
             if state.step == number:
                 raise Killed
-            step(state, x, config)
+            step(state, x, config, of)
 
         monkeypatch.setattr(loop, "train_step", step_or_die)
 

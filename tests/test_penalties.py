@@ -449,10 +449,10 @@ def same(a: Any, b: Any) -> bool:
 def test_killed_and_resumed_ends_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dying(state: State, x: Tensor, config: Config) -> None:
+    def dying(state: State, x: Tensor, config: Config, of: int) -> None:
         if state.step == 6:
             raise Killed
-        train_step(state, x, config)
+        train_step(state, x, config, of)
 
     config = tiny(*RUN, "train.ema=0.9")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -536,11 +536,11 @@ def overflowing(state: State, name: str) -> None:
 def test_a_penalty_that_is_not_finite_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    def poisoned(state: State, x: Tensor, config: Config) -> None:
+    def poisoned(state: State, x: Tensor, config: Config, of: int) -> None:
         if state.step == 5:
             overflowing(state, name)
             assert first_offender(state, x, 5, config) == f"the penalty {name}"
-        train_step(state, x, config)
+        train_step(state, x, config, of)
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     with pytest.raises(WorkFailed, match=rf"step 6: .* was the penalty {name}; .*00000004"):

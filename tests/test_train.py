@@ -72,10 +72,10 @@ config, out, step, place, resume = json.loads(sys.argv[1])
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 train_step, write_atomic = loop.train_step, checkpoint.write_atomic
 
-def step_or_die(state, x, config):
+def step_or_die(state, x, config, of):
     if place == "step" and state.step == step:
         die()
-    train_step(state, x, config)
+    train_step(state, x, config, of)
 
 def write_or_die(path, content):
     if place == "checkpoint" and f"step-{step:08d}" in str(path) and path.name == "state.pt":
@@ -196,11 +196,11 @@ def test_the_meter_weighs_by_data() -> None:
 def poison(value: float, step: int, name: str) -> Callable[..., None]:
     """A step that spoils one weight just before the given step."""
 
-    def poisoned(state: Any, x: Tensor, config: Any) -> None:
+    def poisoned(state: Any, x: Tensor, config: Any, of: int) -> None:
         if state.step == step:
             with torch.no_grad():
                 dict(state.model.named_parameters())[name].view(-1)[0] = value
-        train_step(state, x, config)
+        train_step(state, x, config, of)
 
     return poisoned
 
@@ -234,11 +234,11 @@ def test_not_finite_names_the_weight_and_keeps_the_good_checkpoint(
 def test_not_finite_names_the_first_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, named: str
 ) -> None:
-    def huge(state: Any, x: Tensor, config: Any) -> None:
+    def huge(state: Any, x: Tensor, config: Any, of: int) -> None:
         if state.step == 5:
             with torch.no_grad():
                 dict(state.model.named_parameters())[part].fill_(3e38)
-        train_step(state, x, config)
+        train_step(state, x, config, of)
 
     monkeypatch.setattr(loop, "train_step", huge)
     with pytest.raises(WorkFailed, match=f"step 6: .*first to go was .*{named}"):
@@ -264,8 +264,8 @@ def test_after_a_failed_step_nothing_changes_any_more(tmp_path: Path) -> None:
 def test_signals_write_a_checkpoint_and_resuming_is_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
-    def interrupted(state: Any, x: Tensor, config: Any) -> None:
-        train_step(state, x, config)
+    def interrupted(state: Any, x: Tensor, config: Any, of: int) -> None:
+        train_step(state, x, config, of)
         if state.step == 23:
             os.kill(os.getpid(), number)
 
@@ -298,10 +298,10 @@ from ladder.train import fit, loop
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 config, out = json.loads(sys.argv[1])
 train_step = loop.train_step
-def fill_up(state, x, config):
+def fill_up(state, x, config, of):
     if state.step == 15:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-    train_step(state, x, config)
+    train_step(state, x, config, of)
 loop.train_step = fill_up
 fit(resolve(config, ["train.device=cpu", "train.log_every=1000"]), Path(out), quiet=True)
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ladder.ablate.grid import Cell
+from ladder.config import Config, ModelConfig
 from ladder.data import load
 from ladder.diagnostics import Units, unit_profile
 from ladder.errors import UserError
@@ -76,6 +77,19 @@ def trained(task: Task) -> bool:
     return last is not None and last.name == f"step-{task.cell.steps:08d}"
 
 
+def training_config(task: Task, minutes: float | None) -> Config[ModelConfig]:
+    """The cell's configuration, with the ablation's own time limit."""
+    config = task.cell.config
+    assert config is not None
+    train = config.train.model_copy(update={"time_limit": minutes, "resume": False})
+    return config.model_copy(update={"train": train})
+
+
+def resumable(task: Task) -> bool:
+    """Whether the cell was begun already."""
+    return (task.run / RESOLVED).is_file()
+
+
 def work(task: Task, minutes: float | None, quiet: bool) -> None:
     """Train what is not trained yet, and measure what is not measured yet.
 
@@ -88,13 +102,10 @@ def work(task: Task, minutes: float | None, quiet: bool) -> None:
         UserError, WorkFailed: If it cannot be.
         Stopped: After a signal or at the time limit, with a checkpoint.
     """
-    config = task.cell.config
-    assert config is not None
+    assert task.cell.config is not None
     if not trained(task):
-        train = config.train.model_copy(update={"time_limit": minutes, "resume": False})
-        limited = config.model_copy(update={"train": train})
-        resume = (task.run / RESOLVED).is_file()
-        fit(limited, task.run, given=to_yaml(config), resume=resume, quiet=quiet)
+        config, given = training_config(task, minutes), to_yaml(task.cell.config)
+        fit(config, task.run, given=given, resume=resumable(task), quiet=quiet)
     for samples, n in task.wanted:
         if _evaluation(task, samples, n) is None:
             _drop_torn_line(task.run / EVALUATIONS)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from typing import Literal
 
 from ladder.ablate.declare import vary_words
 from ladder.ablate.run import ablate, declared
 from ladder.ablate.write import markdown, record
+from ladder.errors import UserError
 from ladder.parse import to_yaml
 
 
@@ -33,7 +35,7 @@ def run(args: Namespace) -> int:
         overrides=args.overrides,
         samples=args.samples,
         n=args.n,
-        jobs=args.jobs,
+        jobs=jobs_word(args.jobs),
         quiet=args.quiet,
     )
     print(f"\n{markdown(table)}", file=sys.stderr)
@@ -42,3 +44,12 @@ def run(args: Namespace) -> int:
     if failed:
         print(f"ladder: {failed} of {len(table.cells)} cells failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def jobs_word(word: str | None) -> int | Literal["together"] | None:
+    """Read `--jobs`: a number, or `together`; raises UserError if it is neither."""
+    if word is None or word == "together":
+        return word  # type: ignore[return-value]
+    if not word.isdecimal():
+        raise UserError(f"ablate: --jobs is '{word}', which should be a number, or together")
+    return int(word)

@@ -29,21 +29,22 @@ class Worker(NamedTuple):
     stderr: IO[str]
 
 
-def one_by_one(tasks: Sequence[Task], done: Done, quiet: bool) -> None:
+def one_by_one(tasks: Sequence[Task], done: Done, quiet: bool, begun: float | None = None) -> None:
     """Do the cells in this process.
 
     Args:
         tasks: The cells.
         done: Called after each with the reason why it failed, or `None`.
         quiet: Show no progress.
+        begun: When the time limit began, by `time.monotonic`; now by default.
 
     Raises:
         Stopped: After a signal or at the time limit.
     """
-    begun = time.monotonic()
+    begun = time.monotonic() if begun is None else begun
     for task in tasks:
         try:
-            work(task, _minutes_left(task, begun), quiet)
+            work(task, minutes_left(task, begun), quiet)
         except Stopped:
             raise
         except (UserError, WorkFailed) as error:
@@ -67,7 +68,7 @@ def at_once(tasks: Sequence[Task], done: Done, jobs: int, lock: int) -> None:
             while waiting and len(working) < jobs:
                 task = waiting.pop(0)
                 try:
-                    minutes = _minutes_left(task, begun)
+                    minutes = minutes_left(task, begun)
                 except Stopped as error:
                     stopped, waiting = error, []
                     break
@@ -87,7 +88,7 @@ def at_once(tasks: Sequence[Task], done: Done, jobs: int, lock: int) -> None:
         raise stopped
 
 
-def _minutes_left(task: Task, begun: float) -> float | None:
+def minutes_left(task: Task, begun: float) -> float | None:
     """What is left of the time limit, which is one for all cells."""
     assert task.cell.config is not None
     limit = task.cell.config.train.time_limit

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ladder.ablate.alike import alike_together, on_gpu
 from ladder.ablate.cell import Result, Task, result, trained
 from ladder.ablate.declare import Ablation, AblationFile, declare
 from ladder.ablate.grid import Cell, grid
@@ -33,7 +34,7 @@ def ablate(
     overrides: Sequence[str] = (),
     samples: int | None = None,
     n: int | None = None,
-    jobs: int = 1,
+    jobs: int | Literal["together"] | None = None,
     quiet: bool = False,
 ) -> Table:
     """Train every combination of some values with the same budget, and compare them.
@@ -50,7 +51,9 @@ def ablate(
         overrides: Words `key=value` for every cell.
         samples: Importance samples K of the bound; 0 measures only the ELBO.
         n: Test data for the importance-weighted bound; all by default.
-        jobs: Cells at once, each in a process of its own with one thread.
+        jobs: Cells at once, each in a process of its own with one thread; or `together`, which
+            trains small dense models that are alike in one pass; `None` does so on a GPU, and
+            takes one after another on the CPU.
         quiet: Say nothing on stderr.
 
     Returns:
@@ -62,8 +65,8 @@ def ablate(
         Stopped: After a signal or at the time limit (`train.time_limit`, of the whole call), with
             checkpoints and a table of what is done.
     """
-    if jobs < 1:
-        raise UserError("ablate: --jobs must be at least 1")
+    if isinstance(jobs, int) and jobs < 1:
+        raise UserError("ablate: --jobs must be at least 1, or together")
     ablation = declare(source, vary or {}, overrides, samples, n)
     cells = prepare(grid(ablation))
     folder = Path("runs") / f"ablate-{ablation.title}" if out is None else Path(out)
@@ -74,10 +77,7 @@ def ablate(
         work = _Work(folder, ablation, cells, quiet)
         work.tell_plan()
         try:
-            if jobs == 1:
-                one_by_one(work.tasks, work.done, quiet or not sys.stderr.isatty())
-            else:
-                at_once(work.tasks, work.done, jobs, lock)
+            work.do(jobs, lock)
         except Stopped as stop:
             write_table(work.table())
             raise Stopped(
@@ -116,6 +116,16 @@ class _Work:
         read = {task.cell.name: result(task) for task in tasks}
         self.results: dict[str, Result] = {k: v for k, v in read.items() if v is not None}
         self.tasks = [task for task in tasks if task.cell.name not in self.results]
+
+    def do(self, jobs: int | Literal["together"] | None, lock: int) -> None:
+        """Do the cells; arguments as of `ablate`, and the lock that workers hold too."""
+        silent = self.quiet or not sys.stderr.isatty()
+        if isinstance(jobs, int) and jobs > 1:
+            at_once(self.tasks, self.done, jobs, lock)
+        elif jobs == "together" or (jobs is None and on_gpu(self.tasks)):
+            alike_together(self.tasks, self.done, silent)
+        else:
+            one_by_one(self.tasks, self.done, silent)
 
     @property
     def finished(self) -> int:

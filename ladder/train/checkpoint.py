@@ -152,6 +152,8 @@ def _take_up(rest: dict[str, Any], state: State) -> None:
             parameter.copy_(weight)
     set_moments(state, rest["optimizer"]["state"])
     state.meter.load_state_dict(rest["meter"])
+    if not state.world.leads:  # what all of them had metered is the first one's
+        state.meter.clear()
     if state.multipliers is not None and rest["multipliers"] is not None:
         state.multipliers.load_state_dict(rest["multipliers"])
     if state.penalising is not None and rest["penalising"] is not None:

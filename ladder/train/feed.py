@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ladder.batchnorm import alone
 from ladder.build import build_model
 from ladder.config import Config, ModelConfig
 from ladder.data import Data, Splits, load, permutation, place, take
@@ -135,18 +137,35 @@ def first_data(setup: Setup) -> Tensor:
 
 
 def check_last_batch(setup: Setup) -> None:
-    """Batch norm cannot normalise one number: where it would meet one, say so before the end."""
-    size = setup.config.train.batch_size
-    if (len(setup.images) % size or size) > 1:
+    """What batch norm cannot do with the last batch of an epoch is said before the first step.
+
+    Args:
+        setup: What stays the same.
+
+    Raises:
+        UserError: If it would meet one number, or a process would wait for others, because it has
+            data for more shards than they.
+    """
+    train, n, processes = setup.config.train, len(setup.images), setup.world.size
+    last = n % train.batch_size or train.batch_size
+    uneven = 0 < last // processes < train.accumulate and last % processes > 0
+    if not uneven and last > 1 and (processes > 1 or last // train.accumulate > 1):
         return
-    with torch.device("meta"):
+    with torch.device("meta"), alone():
         model = build_model(config=setup.config)
+        if uneven and any(isinstance(module, _BatchNorm) for module in model.modules()):
+            raise UserError(
+                f"train.accumulate: {train.accumulate} parts are more than each of {processes} "
+                f"processes has of the last batch, of {last} data, which batch norm waits for; "
+                "choose another train.batch_size"
+            )
         try:
             model(torch.zeros(1, *setup.config.model.shape))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
+            parts = f" in {train.accumulate} parts" if last > 1 else ""
             raise UserError(
-                f"train.batch_size: {size} leaves one of {len(setup.images)} data for the last "
+                f"train.batch_size: {train.batch_size}{parts} leaves one of {n} data for the last "
                 "batch, which batch norm cannot normalise; choose another"
             ) from None

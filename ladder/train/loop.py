@@ -26,7 +26,7 @@ from ladder.train.replayed import Replayed, wants_graph
 from ladder.train.state import State, new_state
 from ladder.train.step import train_step
 from ladder.train.stop import StopWatch
-from ladder.train.world import Consensus, World, agreed, found, joined
+from ladder.train.world import Consensus, World, agreed, found, joined, led
 
 
 class Summary(NamedTuple):
@@ -114,8 +114,8 @@ def started(
     """
     if resume:
         run.check_same(out, config)
-    elif world.leads:
-        run.check_free(out)
+    else:
+        led(lambda: run.check_free(out), world)
     setup = set_up(config, out, world)
     begun = resume and pointed(out / "checkpoints", "last") is not None
     first = None if begun else first_data(setup)
@@ -124,8 +124,8 @@ def started(
     if resume:
         _check_imported(out)
         _resume(setup, state)
-    elif world.leads:
-        run.create(out, config, given)
+    else:
+        led(lambda: run.create(out, config, given), world)
     progress = Progress(state.step, setup.total, quiet or not world.leads)
     if state.step == setup.total:
         progress.note(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,11 @@ from ladder.train.world import World
 
 SMALL = 5_000_000  # parameters
 LONG = 2_000  # steps
+# torch 2.14 has another word for it.
+_WORDS = signature(DistributedDataParallel).parameters
+NO_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _WORDS else "broadcast_buffers": False
+}
 
 
 @dataclass
@@ -178,8 +185,10 @@ def _network(model: HierarchicalVAE, config: Config[ModelConfig], world: World) 
         return model
     # Every parameter that learns gets a gradient at every step, and what is no parameter follows
     # from them and the whole batch; so nothing has to be looked for, and nothing sent about.
+    # torch's static graphs cannot begin with a backward pass that sends nothing.
+    static = config.train.accumulate == 1
     return DistributedDataParallel(
-        model, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
+        model, **NO_BUFFERS, gradient_as_bucket_view=True, static_graph=static
     )
 
 

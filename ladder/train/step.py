@@ -12,8 +12,9 @@ so two processes compute what one does that takes the batch in two shards.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def lr_at(train: TrainConfig, step: int, total: int | None = None) -> float:
 
 
 def forward_terms(
-    model: nn.Module, x: Tensor, weights: Weights, config: Config[ModelConfig]
+    model: Callable[[Tensor], Any], x: Tensor, weights: Weights, config: Config[ModelConfig]
 ) -> Terms:
     """The objective on a batch `[B, *shape]`, networks in the configured precision."""
     low = config.train.precision == "bfloat16"
@@ -72,12 +73,13 @@ def forward_terms(
 
 
 def prepare(x: Tensor, step: int, config: Config[ModelConfig], shard: int = 0) -> Tensor:
-    """Begin a shard: seed its noise, then mirror and binarise it if that is to be drawn anew."""
+    """Begin a shard: seed its noise, then draw of its data what is to be drawn anew."""
     reseed(config.train.seed, step, shard)
-    return _prepared(x, config)
+    return prepared(x, config)
 
 
-def _prepared(x: Tensor, config: Config[ModelConfig]) -> Tensor:
+def prepared(x: Tensor, config: Config[ModelConfig]) -> Tensor:
+    """Mirror and binarise data `[B, *shape]`, if that is to be drawn anew."""
     x = flipped(x) if config.data.flip else x
     x = binarize(x) if config.data.binarize == "dynamic" else x
     return x.to(memory_format=memory_format(config, x.device))
@@ -181,7 +183,7 @@ def shards(state: State, x: Tensor, step: int, config: Config[ModelConfig]) -> I
         if number and part.shape[0]:
             reseed(config.train.seed, step, state.first_shard + number)
         if part.shape[0]:
-            yield _prepared(part, config)
+            yield prepared(part, config)
 
 
 def _add(means: dict[str, Tensor], values: dict[str, Tensor], share: float) -> None:

@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ LAUNCHERS = (
 )
 PORT = "29500"  # where the first process listens, if nobody says
 PATIENCE = timedelta(minutes=30)  # for a process that evaluates, or writes, while others wait
+ANSWER = timedelta(seconds=1)  # until a process asks the first one again
 
 
 class World(NamedTuple):
@@ -109,13 +111,46 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
     os.environ.setdefault("MASTER_PORT", PORT)
     # gloo as well, for words between hosts that should not wait for a GPU.
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=PATIENCE)
+    store = met(next(dist.rendezvous("env://", world.rank, world.size, timeout=PATIENCE))[0], world)
+    dist.init_process_group(
+        backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE
+    )
     try:
         yield
         # Nobody leaves before the one who writes has written.
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def met(store: dist.Store, world: World) -> dist.Store:
+    """A room of the store for the processes that are alive now.
+
+    torchrun keeps its store when it starts everybody again, and with it the addresses of the dead;
+    how often it has done so is not the same number on all machines. So the first process names
+    the room, and the name counts once that process has answered.
+
+    Args:
+        store: What all processes share.
+        world: The processes.
+
+    Returns:
+        The room.
+    """
+    own = uuid4().hex
+    if world.leads:
+        store.set("room", own)
+        for rank in range(1, world.size):
+            store.set(store.get(f"{own}/{rank}").decode(), "heard")
+        return dist.PrefixStore(own, store)
+    while True:
+        room = store.get("room").decode()
+        store.set(f"{room}/{world.rank}", own)
+        try:
+            store.wait([own], ANSWER)
+        except dist.DistStoreError:  # the name may be one of an earlier life
+            continue
+        return dist.PrefixStore(room, store)
 
 
 def agreed(value: Any, world: World) -> Any:
@@ -125,6 +160,27 @@ def agreed(value: Any, world: World) -> Any:
     said = [value]
     dist.broadcast_object_list(said, src=0)
     return said[0]
+
+
+def led(work: Callable[[], None], world: World) -> None:
+    """Let the first process do something; where it cannot, all of them end with its sentence.
+
+    Args:
+        work: What to do.
+        world: The processes.
+
+    Raises:
+        UserError: If it raised one.
+    """
+    sentence = None
+    try:
+        if world.leads:
+            work()
+    except UserError as error:
+        sentence = str(error)
+    sentence = agreed(sentence, world)
+    if sentence is not None:
+        raise UserError(sentence)
 
 
 def gathered(value: Any, world: World) -> list[Any]:
