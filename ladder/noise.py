@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 def reseed(seed: int, step: int, rank: int = 0) -> None:
-    """Make the noise of one training step a function of (seed, step, rank) alone.
+    """Make the noise of a shard of a training step a function of (seed, step, rank) alone.
 
     So a resumed run draws what the uninterrupted one would have drawn, evaluations in between
     change nothing, and a step that failed can be run again to see where.
@@ -34,11 +35,15 @@ def reseed(seed: int, step: int, rank: int = 0) -> None:
     Args:
         seed: The run's seed.
         step: Optimiser step.
-        rank: Rank of the process.
+        rank: Number of the shard.
     """
     # torch's CPU generator keeps 32 bits of a seed: consecutive steps must differ in those.
-    origin = int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint32)[0])
-    _seed((origin + step) % 2**32)
+    _seed((_origin(seed, rank) + step) % 2**32)
+
+
+@cache
+def _origin(seed: int, rank: int) -> int:
+    return int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint32)[0])
 
 
 def _seed(seed: int) -> None:

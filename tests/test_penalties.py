@@ -154,7 +154,7 @@ def test_forty_iterations_first_then_four(kind: type[nn.Conv2d], size: float) ->
             norm = w.norm(dim=1).view(5, 1, 1, 1)
             conv.log_norm.copy_((norm + 1e-5).log())  # so that it convolves with w
     penalty = SpectralNorms(conv)
-    u, v = penalty.u["5x27"][0], penalty.v["5x27"][0]
+    u, v = penalty.u["5x27"][0].clone(), penalty.v["5x27"][0].clone()
     assert u.norm().item() == pytest.approx(1.0)
     assert v.norm().item() == pytest.approx(1.0)
     for times in (40, 4, 4):
@@ -179,7 +179,7 @@ def test_what_one_convolution_is_does_not_depend_on_the_others() -> None:
     penalty = SpectralNorms(model)
     group = penalty.groups["6x27"]
     assert [type(m) for m in group] == [*[nn.Conv2d, WeightNormConv2d] * 2, WeightNormConv2d]
-    before = [(penalty.u["6x27"][i], penalty.v["6x27"][i]) for i in range(5)]
+    before = list(zip(penalty.u["6x27"].clone(), penalty.v["6x27"].clone(), strict=True))
     penalty(7)
     for i, conv in enumerate(group):
         u, v = replayed(matrix(conv).detach(), *before[i], 7)

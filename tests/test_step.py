@@ -20,6 +20,7 @@ from ladder.config import Config
 from ladder.errors import UserError
 from ladder.train import state as states
 from ladder.train import step
+from ladder.train.checkpoint import set_moments
 from ladder.train.feed import Setup, batches, set_up
 from ladder.train.loop import fit
 from ladder.train.replayed import Replayed, wants_graph
@@ -123,6 +124,16 @@ def test_a_gpu_is_not_waited_for(name: str) -> None:
         train_step(state, x, config)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_rate_on_a_device_survives_resuming() -> None:
+    """The optimiser must go on reading the tensor that `begin` writes."""
+    config = resolve("tiny_nvae")
+    state, x = new_state(config, META, total=10), torch.rand(2, 1, 32, 32, device=META)
+    train_step(state, x[:, :, : config.model.shape[1], : config.model.shape[2]], config)
+    set_moments(state, state.optimizer.state_dict()["state"])
+    assert state.optimizer.param_groups[0]["lr"] is state.rate
+    assert new_state(config, CPU, total=10).rate is None
 
 
 # --- shards --------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ladder.errors import UserError, WorkFailed
 from ladder.pretrained import from_pretrained, pointed, read_weights
 from ladder.train import fit, loop
 from ladder.train.checkpoint import restore
-from ladder.train.evaluate import evaluate
+from ladder.train.evaluate import added, evaluate, evaluate_part
 from ladder.train.loop import batches, set_up
 from ladder.train.meter import Meter
 from ladder.train.run import UNITS, read_metrics
@@ -379,6 +379,24 @@ def test_evaluating_touches_neither_generator_nor_mode(tmp_path: Path) -> None:
     assert evaluate(model, setup.held_out, 100, samples=3) == first
     assert first.iw is not None
     assert first.iw > first.elbo
+
+
+def test_parts_of_an_evaluation_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without noise, of which each part has its own: bounds, KLs and units are those of all."""
+    setup = set_up(tiny(), tmp_path)
+    model = new_state(tiny(), setup.device).model
+    monkeypatch.setattr(torch, "randn_like", lambda like, **_: torch.zeros_like(like))
+    n = len(setup.held_out)
+    cuts = [torch.arange(0, n, 2), torch.arange(1, n, 2), torch.arange(0)]
+    parts = [evaluate_part(model, setup.held_out, rows, 64, 2) for rows in cuts]
+    whole = evaluate(model, setup.held_out, 100, samples=2)
+    ours = added(parts, 2, 64)
+    assert (ours.n, ours.estimator, ours.samples) == (n, whole.estimator, 2)
+    for field in ("elbo", "nll", "kl", "iw", "bpd"):
+        assert getattr(ours, field) == pytest.approx(getattr(whole, field), rel=1e-6)
+    for name, units in whole.units.items():
+        assert ours.units[name].kl == pytest.approx(units.kl, rel=1e-5)
+        assert ours.units[name].variance == pytest.approx(units.variance, rel=1e-4)
 
 
 def broken(run: Path, how: str) -> None:

@@ -182,6 +182,8 @@ def set_moments(state: State, moments: dict[int, Any]) -> None:
         raise ValueError("train.optimizer was changed to or from adamax, whose moments are others")
     options = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": options})
+    if state.rate is not None:  # loading has put a copy in its place
+        state.optimizer.param_groups[0]["lr"] = state.rate
     for parameter, values in state.optimizer.state.items():
         for name, value in values.items():
             if value.shape == parameter.shape:

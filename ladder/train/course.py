@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ladder.batchnorm import alone
@@ -19,7 +20,7 @@ from ladder.pretrained import pointed
 from ladder.train import checkpoint, run
 from ladder.train.doctor import Doctor
 from ladder.train.ema import averaged
-from ladder.train.evaluate import Evaluation, evaluate
+from ladder.train.evaluate import SEED, Evaluation, added, evaluate_part
 from ladder.train.feed import Setup, batches
 from ladder.train.health import first_offender
 from ladder.train.progress import Progress
@@ -29,6 +30,7 @@ from ladder.train.skipping import PATIENCE
 from ladder.train.state import State
 from ladder.train.step import lr_at, padded
 from ladder.train.stop import Stopped
+from ladder.train.world import gathered
 
 SHOWN = ("train/loss", "train/nll", "train/kl")
 FROZEN = 100  # steps left out in a row, after which training is said to stand still
@@ -174,10 +176,17 @@ def _for_so_long(state: State) -> str:
 
 
 def evaluated(setup: Setup, state: State) -> Evaluation:
-    """Measure the held-out data with the averaged weights; raises WorkFailed if not finite."""
+    """Measure the held-out data with the averaged weights; raises WorkFailed if not finite.
+
+    Of several processes each measures its share of the data, with noise of its own.
+    """
     _check(setup, state)
     with averaged(state):
-        result = evaluate(state.model, setup.held_out, setup.config.train.batch_size)
+        rows = torch.arange(setup.world.rank, len(setup.held_out), setup.world.size)
+        at_once, seed = setup.config.train.batch_size, SEED + setup.world.rank
+        part = evaluate_part(state.model, setup.held_out, rows, at_once, seed=seed)
+    size = setup.held_out.shape[1:].numel()
+    result = added(gathered(part, setup.world), 0, size)
     if not math.isfinite(result.elbo):
         raise WorkFailed(
             f"step {state.step}: the ELBO on held-out data is not finite; lower train.lr"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ladder.data import Data, take
 from ladder.diagnostics import (
@@ -52,7 +55,22 @@ class Evaluation(NamedTuple):
     estimator: str
 
 
-@torch.inference_mode()
+class Part(NamedTuple):
+    """What was measured on some of the data; parts add up to an `Evaluation`.
+
+    Attributes:
+        n: Number of data.
+        sums: Sums over them by name, float64 on the CPU, in nats.
+        moments: Of the units of each layer by name, on the CPU.
+        estimator: How the KL was estimated; empty if there are no data.
+    """
+
+    n: int
+    sums: dict[str, Tensor]
+    moments: dict[str, Moments]
+    estimator: str
+
+
 def evaluate(
     model: HierarchicalVAE,
     images: Data,
@@ -72,19 +90,65 @@ def evaluate(
     Returns:
         The means.
     """
+    rows = torch.arange(len(images))
+    part = evaluate_part(model, images, rows, batch_size, samples, seed)
+    return added([part], samples, images.shape[1:].numel())
+
+
+@torch.inference_mode()
+def evaluate_part(
+    model: HierarchicalVAE,
+    images: Data,
+    rows: Tensor,
+    batch_size: int = 128,
+    samples: int = 0,
+    seed: int = SEED,
+) -> Part:
+    """Measure some of the data, as one of several processes does; arguments as of `evaluate`.
+
+    Args:
+        model: The model.
+        images: All data.
+        rows: Those that are measured, int64 `[n]`, on the CPU.
+        batch_size: Data at once.
+        samples: Importance samples K.
+        seed: Seed of the noise.
+
+    Returns:
+        What `added` makes an evaluation of.
+    """
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
     moments: dict[str, Moments] = {}
     estimator = ""
     with as_evaluated(model, seed):
-        for index in torch.arange(len(images)).split(batch_size):
+        for index in rows.split(batch_size) if len(rows) else []:
             x = take(images, index, device)
             values, latents = _measure(model, x, samples)
             moments = merged(moments, observed(latents))
             estimator = kl_estimator(latents)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.double().sum()
-    means = {name: (total / len(images)).item() for name, total in sums.items()}
+    sums, moments = tree_map_only(Tensor, Tensor.cpu, (sums, moments))
+    return Part(len(rows), sums, moments, estimator)
+
+
+def added(parts: Sequence[Part], samples: int, size: int) -> Evaluation:
+    """Add up what was measured.
+
+    Args:
+        parts: The parts; one of them has data.
+        samples: Importance samples K of each.
+        size: Dimensions of a datum.
+
+    Returns:
+        The means.
+    """
+    parts = [part for part in parts if part.n]
+    n = sum(part.n for part in parts)
+    sums = {name: [part.sums[name] for part in parts] for name in parts[0].sums}
+    means = {name: (torch.stack(values).sum() / n).item() for name, values in sums.items()}
+    moments = reduce(merged, (part.moments for part in parts))
     bound = means.get("iw", means["elbo"])
     return Evaluation(
         elbo=means["elbo"],
@@ -92,10 +156,10 @@ def evaluate(
         kl={name: v for name, v in means.items() if name.startswith("z")},
         iw=means.get("iw"),
         samples=samples,
-        n=len(images),
-        bpd=-bound / (math.log(2.0) * images.shape[1:].numel()),
+        n=n,
+        bpd=-bound / (math.log(2.0) * size),
         units={name: units(m) for name, m in moments.items()},
-        estimator=estimator,
+        estimator=parts[0].estimator,
     )
 
 

@@ -35,13 +35,15 @@ class Meter:
             data: Number of those data.
             counted: Whether the values enter the means, 0-dim; `None` if they do.
         """
-        stacked = torch.stack([v.detach().double() for v in values.values()]) * data
+        stacked = torch.stack([v.detach() for v in values.values()]).double() * data
         if self.sums is None:
             self.names, self.sums = list(values), torch.zeros_like(stacked)
         if counted is None:
-            counted = torch.ones_like(self.counted, dtype=torch.bool)
-        self.sums += torch.where(counted, stacked, 0.0)
-        self.counted += counted * data
+            self.sums += stacked
+            self.counted += data
+        else:
+            self.sums += torch.where(counted, stacked, 0.0)
+            self.counted += counted * data
 
     def read(self) -> dict[str, float]:
         """Means over all data since `clear`; this is where the host waits for the device.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,12 +31,13 @@ def plan(config: Config[ModelConfig]) -> dict[str, Any]:
 
     Returns:
         Plain values: `parameters` by part, `latents` by name with their shapes, `memory` in MiB
-        (weights, gradients, optimiser, average, and what one batch keeps for the backward pass),
+        (weights, gradients, optimiser, average, and what one pass keeps for the backward pass),
         `steps`; `data` says why if the data cannot be read here.
     """
     with torch.device("meta"):
         model = build_model(config=config)
-        x = torch.empty(config.train.batch_size, *config.model.shape)
+        at_once = math.ceil(config.train.batch_size / config.train.accumulate)
+        x = torch.empty(at_once, *config.model.shape)
     set_recompute(model, config.train.recompute)
     check_fits(config.objective, model)
     latents, activations = _trace(model, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -90,8 +91,12 @@ def _check_target(name: str, scheme: Scheme) -> None:
 
 def annealing_at(schedule: Schedule, step: Step) -> Tensor:
     """Value of a schedule at a step, 0-dim float64."""
-    settings = schedule.model_dump()
-    return SCHEDULES[settings.pop("kind")](step, **settings)
+    return SCHEDULES[schedule.kind](step, **_settings(schedule))
+
+
+@cache
+def _settings(schedule: Schedule) -> dict[str, Any]:
+    return schedule.model_dump(exclude={"kind"})
 
 
 def beta_at(objective: ObjectiveConfig, step: Step) -> Tensor:

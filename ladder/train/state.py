@@ -129,10 +129,12 @@ def new_state(
         The state before the first step.
 
     Raises:
-        UserError: If the objective does not fit the model, or a cosine decay of the learning rate
-            does not know where it ends.
+        UserError: If the objective does not fit the model, the precision not the device, or a
+            cosine decay of the learning rate does not know where it ends.
     """
     total = total or config.train.steps
+    if config.train.precision == "tf32" and device.type == "cpu":
+        raise UserError("train.precision: tf32 is a GPU's; for the CPU give float32 or bfloat16")
     with seeded(config.train.seed):
         model = build_model(config=config).to(device)
         _arrange(model, config, device)

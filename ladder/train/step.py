@@ -152,7 +152,7 @@ def gradients(state: State, x: Tensor, config: Config[ModelConfig], of: int) -> 
     scale = x[0].numel() if config.objective.per == "dimension" else 1
     if state.statistics is not None:
         state.statistics.keep()
-    state.optimizer.zero_grad()
+    forget_gradients(state)
     means: dict[str, Tensor] = {}
     costs: dict[str, Cost] = {}
     left = x.shape[0]
@@ -175,6 +175,12 @@ def gradients(state: State, x: Tensor, config: Config[ModelConfig], of: int) -> 
 def penalised(loss: Tensor, costs: dict[str, Cost]) -> Tensor:
     """The loss with its penalties, 0-dim."""
     return sum((cost.weighted for cost in costs.values()), loss)
+
+
+def forget_gradients(state: State) -> None:
+    """What `zero_grad` does, without walking the optimiser's groups."""
+    for parameter in state.parameters:
+        parameter.grad = None
 
 
 def shards(state: State, x: Tensor, step: int, config: Config[ModelConfig]) -> Iterator[Tensor]:

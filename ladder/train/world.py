@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ladder.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 # Names of rank, rank on the machine, and number of processes, by launcher. Of SLURM those of the
 # step: a batch script's own shell is no process of many, whatever the job has.
@@ -28,7 +32,7 @@ LAUNCHERS = (
 )
 PORT = "29500"  # where the first process listens, if nobody says
 PATIENCE = timedelta(minutes=30)  # for a process that evaluates, or writes, while others wait
-ANSWER = timedelta(seconds=1)  # until a process asks the first one again
+PAUSE = 0.2  # seconds until a process looks whether the first one has answered
 
 
 class World(NamedTuple):
@@ -111,9 +115,8 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
     os.environ.setdefault("MASTER_PORT", PORT)
     # gloo as well, for words between hosts that should not wait for a GPU.
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    store = met(next(dist.rendezvous("env://", world.rank, world.size, timeout=PATIENCE))[0], world)
     dist.init_process_group(
-        backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE
+        backend, store=met(world), rank=world.rank, world_size=world.size, timeout=PATIENCE
     )
     try:
         yield
@@ -123,34 +126,35 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def met(store: dist.Store, world: World) -> dist.Store:
-    """A room of the store for the processes that are alive now.
+def met(world: World) -> Store:
+    """Where the processes that are alive now, and only those, leave word for each other.
 
     torchrun keeps its store when it starts everybody again, and with it the addresses of the dead;
     how often it has done so is not the same number on all machines. So the first process names
     the room, and the name counts once that process has answered.
 
     Args:
-        store: What all processes share.
         world: The processes.
 
     Returns:
-        The room.
+        A room of the store that the launcher's variables name.
     """
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=PATIENCE))
     own = uuid4().hex
     if world.leads:
         store.set("room", own)
         for rank in range(1, world.size):
             store.set(store.get(f"{own}/{rank}").decode(), "heard")
-        return dist.PrefixStore(own, store)
-    while True:
+        return PrefixStore(own, store)
+    while True:  # the name that is there may be one of an earlier life
         room = store.get("room").decode()
         store.set(f"{room}/{world.rank}", own)
-        try:
-            store.wait([own], ANSWER)
-        except dist.DistStoreError:  # the name may be one of an earlier life
-            continue
-        return dist.PrefixStore(room, store)
+        time.sleep(PAUSE)
+        if store.check([own]):
+            return PrefixStore(room, store)
 
 
 def agreed(value: Any, world: World) -> Any:
