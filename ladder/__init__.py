@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from ladder.pretrained import from_pretrained as from_pretrained
     from ladder.pretrained import push_to_hub as push_to_hub
     from ladder.pretrained import save_pretrained as save_pretrained
+    from ladder.sampler import Sampler as Sampler
     from ladder.sampling import decode as decode
     from ladder.sampling import encode as encode
     from ladder.sampling import interpolate as interpolate
@@ -96,6 +97,7 @@ _HOMES = {
     ),
     "ladder.presets": ("list_presets",),
     "ladder.pretrained": ("from_pretrained", "push_to_hub", "save_pretrained"),
+    "ladder.sampler": ("Sampler",),
     "ladder.sampling": (
         "decode",
         "encode",

@@ -13,13 +13,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from ladder.bench import words as bench
 from ladder.errors import UserError, WorkFailed, suggest
-
-if TYPE_CHECKING:
-    from ladder.config import Config, ModelConfig
 
 Arguments = argparse.Namespace
 
@@ -55,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except UserError as error:
-        return _fail(error, 2)
+        return _fail(error, 2) if _speaks() else 2
     except WorkFailed as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
@@ -69,8 +66,17 @@ def main(words: Sequence[str] | None = None) -> int:
             from ladder.train.stop import Stopped
 
             if isinstance(error, Stopped):
-                return _fail(error, error.exit_code)
+                return _fail(error, error.exit_code) if _speaks() else error.exit_code
         raise
+
+
+def _speaks() -> bool:
+    """Whether this process says what all of several that train together would say."""
+    if "ladder.train.world" not in sys.modules:
+        return True
+    from ladder.train.world import found
+
+    return found().leads
 
 
 def _fail(reason: object, code: int) -> int:
@@ -137,61 +143,9 @@ def _describe_train(parser: _Parser) -> None:
 
 def _train(args: Arguments) -> int:
     """Train, evaluate and picture a model; the last line on stdout is the run directory."""
-    config, out, resume = _what_to_train(args)
-    if args.print_config:
-        return _print_config(config)
-    from ladder.report import write_report
-    from ladder.train import fit
-    from ladder.train.summary import summary_json, summary_text
-    from ladder.train.world import found
+    from ladder.train.command import run
 
-    given = "" if resume else _given(args)
-    summary = fit(config, out, given=given, resume=resume, quiet=args.quiet)
-    if not found().leads:  # of several processes one speaks
-        return 0
-    out = summary.run
-    try:
-        pictures = write_report(out)
-    except (UserError, WorkFailed, OSError) as error:  # the model is trained and safe all the same
-        pictures = []
-        _tell(f"ladder: the report could not be written: {error}; try 'ladder report {out}'")
-    _tell(summary_text(config, summary))
-    print(json.dumps(summary_json(summary, pictures)) if args.json else out)
-    return 0
-
-
-def _what_to_train(args: Arguments) -> tuple[Config[ModelConfig], Path, bool]:
-    from ladder.build import resolve
-    from ladder.train import run
-
-    if args.resume is not None:
-        words = [w for w in (args.target, *args.overrides) if w is not None]
-        if args.target is not None and "=" not in args.target:
-            raise UserError("ladder train: --resume RUN takes no preset or file, only key=value")
-        if args.out is not None:
-            raise UserError("ladder train: --out and --resume exclude each other")
-        return run.read_config(args.resume, words), args.resume, True
-    if args.target is None:
-        raise UserError("ladder train: name a preset or a YAML file, or --resume RUN")
-    config = resolve(args.target, args.overrides)
-    wish = config.train.resume
-    if isinstance(wish, str) and wish != "auto":
-        return run.read_config(Path(wish), args.overrides), Path(wish), True
-    if wish == "auto" and args.out is None:
-        raise UserError("train.resume: auto needs to know the run; give it with --out")
-    out = args.out or run.default_path(config)
-    there = (out / run.RESOLVED).is_file()
-    if wish is True and not there:
-        raise UserError(f"train.resume: nothing to resume in {out}; 'auto' starts a new run then")
-    return config, out, bool(wish) and there
-
-
-def _given(args: Arguments) -> str:
-    from ladder.presets import list_presets
-
-    preset = args.target in list_presets()
-    text = f"preset: {args.target}\n" if preset else Path(args.target).read_text(encoding="utf-8")
-    return "".join([text, *(f"# {word}\n" for word in args.overrides)])
+    return run(args)
 
 
 def _describe_ablate(parser: _Parser) -> None:
@@ -339,7 +293,9 @@ def _plan(args: Arguments) -> int:
 
     config = resolve(args.target, args.overrides)
     if args.print_config:
-        return _print_config(config)
+        from ladder.train.command import print_config
+
+        return print_config(config)
     from ladder.train.plan import plan, plan_text
 
     result = plan(config)
@@ -361,15 +317,6 @@ def _schema(args: Arguments) -> int:
         print(text)
     else:
         write_atomic(args.out, text + "\n")
-    return 0
-
-
-def _print_config(config: Config[ModelConfig]) -> int:
-    from ladder.parse import to_yaml
-    from ladder.train.penalising import check_objective
-
-    check_objective(config)
-    print(to_yaml(config), end="")
     return 0
 
 

@@ -322,7 +322,7 @@ class TrainConfig(Settings):
     is computed again: the same gradients and less memory for more time."""
     channels_last: bool | None = None
     """Whether the channels of images lie next to each other in memory; null does so on a GPU in
-    bfloat16, whose convolutions want it. Noise is drawn in memory's order, so draws differ."""
+    bfloat16, whose convolutions want it. The noise is the same either way."""
     log_every: Count = 50
     """Steps between two lines of metrics.jsonl."""
     evaluate_every: Count | None = None

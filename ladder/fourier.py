@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,8 @@ def convolve(x: Tensor, weight: Tensor, before: int) -> Tensor:
     height, width = x.shape[2:]
     kernel = weight.shape[2]
     size = [_power_of_two(extent + kernel - 1) for extent in (height, width)]
-    with torch.autocast(x.device.type, enabled=False):
+    # The meta device, on which sizes are found out, knows no autocast.
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
         kind = torch.promote_types(weight.dtype, torch.float32)
         maps = torch.fft.rfft2(x.to(kind), size)
         taps = torch.fft.rfft2(weight.to(kind), size).conj()

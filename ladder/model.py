@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ladder.errors import UserError
 from ladder.execution import Caller
@@ -25,6 +26,23 @@ Temperature = float | Tensor | Mapping[str, float | Tensor]
 def temperature_of(name: str, temperature: Temperature) -> float | Tensor:
     """The temperature of the layer `name`."""
     return temperature.get(name, 1.0) if isinstance(temperature, Mapping) else temperature
+
+
+class Upward(Caller):
+    """An upward pass, which also goes in two steps: what no noise reaches, and the rest.
+
+    `forward(x)` is `draw(prepare(x))`; many draws for one datum share what was prepared. This is
+    the pass of features alone: all of it is prepared. One that draws has its own two steps.
+    """
+
+    def prepare(self, x: Tensor) -> Any:
+        """Return what no noise reaches: a pytree of tensors `[B, ...]`."""
+        return self(x)
+
+    def draw(self, prepared: Any) -> dict[str, Any]:
+        """Go on from what was prepared; evidence by layer name."""
+        evidence: dict[str, Any] = prepared
+        return evidence
 
 
 class Constant(nn.Module):
@@ -105,7 +123,7 @@ class HierarchicalVAE(nn.Module):
     """A hierarchical VAE: `bottom_up`, `top_down`, `likelihood`.
 
     Args:
-        bottom_up: `x -> {name: evidence}`.
+        bottom_up: `x -> {name: evidence}`, an `Upward` or any module.
         top_down: The generative path.
         likelihood: `features -> p(x|z)`, a value with `log_prob`, `mean` and `sample`.
 
@@ -130,7 +148,47 @@ class HierarchicalVAE(nn.Module):
             UserError: If x has another shape than the model's data, or holds integers.
         """
         _check(x, self.shape)
-        features, latents = self.top_down(x.shape[0], self.bottom_up(x))
+        return self._explain(x.shape[0], self.bottom_up(x))
+
+    def prepare(self, x: Tensor) -> Any:
+        """Do what of the upward pass no noise reaches, for any number of calls of `draw`.
+
+        Args:
+            x: Data, `[B, *shape]`.
+
+        Returns:
+            A pytree of tensors `[B, ...]`; `x` itself where noise may reach all of the upward
+            pass, because it does not say where, or drops features out while it trains.
+
+        Raises:
+            UserError: If x has another shape than the model's data, or holds integers.
+        """
+        _check(x, self.shape)
+        up = self._upward()
+        return x if up is None else up.prepare(x)
+
+    def draw(self, n: int, prepared: Any) -> tuple[Any, dict[str, Latent]]:
+        """Go on from what was prepared: `draw(B, prepare(x))` is `model(x)`.
+
+        Args:
+            n: Number of data, B.
+            prepared: What `prepare` returned in the same mode, or that with each tensor repeated.
+
+        Returns:
+            p(x|z) and the latents, as the model returns them.
+        """
+        up = self._upward()
+        return self._explain(n, self.bottom_up(prepared) if up is None else up.draw(prepared))
+
+    def _upward(self) -> Upward | None:
+        """The upward pass, if it is known where noise reaches it."""
+        dropout = (m for m in self.bottom_up.modules() if isinstance(m, _DropoutNd))
+        if any(m.training and m.p > 0 for m in dropout):
+            return None
+        return self.bottom_up if isinstance(self.bottom_up, Upward) else None
+
+    def _explain(self, n: int, evidence: Mapping[str, Any]) -> tuple[Any, dict[str, Latent]]:
+        features, latents = self.top_down(n, evidence)
         return self.likelihood(features), latents
 
     def decode(

@@ -16,18 +16,23 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import rearrange, reduce
 from torch import Tensor
+from torch.nn import functional as F
 
+from ladder.batch_axis import repeated
 from ladder.config import FreeBits
 from ladder.distributions import Posterior
 from ladder.errors import UserError, suggest
 from ladder.latent import Latent, variables
-from ladder.likelihoods import Observation
+from ladder.likelihoods import Bernoulli, Observation
 from ladder.model import HierarchicalVAE
 
 Weight = float | Tensor
 T = TypeVar("T")
+# Data times samples at once in `iw_elbo`, and values of x in them. On a CPU a dense model is
+# fastest with 500 to 1,000 rows, whose features stay in caches, a convolutional one with fewer.
+ROWS = {"cpu": (1024, 2**19), "gpu": (8192, 2**22)}
 
 
 class Terms(NamedTuple):
@@ -213,18 +218,21 @@ def floored(kl: Tensor, free_bits: FreeBits | None, q: Posterior | None = None) 
     return units.clamp(min=free_bits.nats).sum(dim=1).mean()
 
 
-def iw_elbo(model: HierarchicalVAE, x: Tensor, samples: int, rows: int = 4096) -> Tensor:
+def iw_elbo(model: HierarchicalVAE, x: Tensor, samples: int, rows: int | None = None) -> Tensor:
     """Importance-weighted bound log 1/K sum_k p(x, z_k) / q(z_k | x) (Burda et al. 2016, eq. 8).
 
     Uses the joint log-ratio at the draws whatever estimator the posterior has, so it bounds
-    log p(x) of the structured posterior and rises to it with K. Under `torch.no_grad()` memory is
-    bounded by `rows`; with gradients the graph of all K samples is kept.
+    log p(x) of the structured posterior and rises to it with K. What no noise reaches of the
+    upward pass is computed once for each datum. Under `torch.no_grad()` memory is bounded by
+    `rows`; with gradients the graph of all K samples is kept.
 
     Args:
         model: The model.
         x: Data, `[B, *shape]`.
         samples: Number of importance samples K.
-        rows: Data times samples that pass through the model at once; at least B do.
+        rows: Data times samples that pass through the model at once; at least B do. `None` for
+            what a CPU's caches hold, 668 of MNIST and 170 of CIFAR-10, and eight times as many
+            on a GPU (`ROWS`).
 
     Returns:
         The bound for each datum, `[B]`, in nats.
@@ -238,25 +246,51 @@ def iw_elbo(model: HierarchicalVAE, x: Tensor, samples: int, rows: int = 4096) -
     """
     if samples < 1:
         raise UserError(f"iw_elbo: samples should be at least 1, not {samples}")
-    chunk = max(1, rows // x.shape[0])
-    total = x.new_full((x.shape[0],), -math.inf)
+    b = x.shape[0]
+    if rows is None:
+        most, values = ROWS["cpu" if x.device.type == "cpu" else "gpu"]
+        rows = min(most, values * b // x.numel())
+    chunk = min(samples, max(1, rows // b))
+    once = model.prepare(x)
+    many = repeated(once, chunk)  # the same for all chunks but the last, which may have fewer
+    total = x.new_full((b,), -math.inf)
     for done in range(0, samples, chunk):
         k = min(chunk, samples - done)
-        many = repeat(x, "b ... -> (k b) ...", k=k)
-        px, latents = model(many)
-        weights = rearrange(log_weight(px, latents, many), "(k b) -> k b", k=k)
+        px, latents = model.draw(k * b, many if k == chunk else repeated(once, k))
+        weights = rearrange(log_weight(px, latents, x, k), "(k b) -> k b", b=b)
         total = torch.logaddexp(total, weights.logsumexp(dim=0))
     return total - math.log(samples)
 
 
-def log_weight(px: Observation, latents: Mapping[str, Latent], x: Tensor) -> Tensor:
-    """log p(x|z) + sum_l log p(z_l | .) - log q(z_l | .) at the draws, `[B]`."""
-    weight = per_datum(px.log_prob(x))
+def log_weight(
+    px: Observation, latents: Mapping[str, Latent], x: Tensor, draws: int = 1
+) -> Tensor:
+    """log p(x|z) + sum_l log p(z_l | .) - log q(z_l | .) at the draws.
+
+    Args:
+        px: p(x|z) of every draw: the first of each datum, then the second of each, `[draws B]`.
+        latents: Their latents by name.
+        x: Data, `[B, *shape]`.
+        draws: Draws for each datum.
+
+    Returns:
+        The weights in nats, `[draws B]`.
+    """
+    weight = _log_px(px, x, draws)
     for latent in latents.values():
         if latent.q is not None:
             ratio = latent.p.log_prob(latent.z) - latent.q.log_prob(latent.z)
             weight = weight + per_datum(ratio)
     return weight
+
+
+def _log_px(px: Observation, x: Tensor, draws: int) -> Tensor:
+    if not isinstance(px, Bernoulli):
+        return per_datum(px.log_prob(repeated(x, draws)))
+    # x l - log(1 + exp(l)), without x repeated, and in half the passes of its `log_prob`.
+    logits = px.logits.unflatten(0, (draws, -1))
+    cost = F.softplus(logits, threshold=80.0).addcmul_(x, logits, value=-1.0)
+    return -per_datum(cost.flatten(0, 1))
 
 
 def per_datum(values: Tensor) -> Tensor:

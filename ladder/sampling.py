@@ -16,15 +16,16 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from ladder.batch_axis import joined
 from ladder.errors import UserError, suggest
 from ladder.finite import finite
 from ladder.latent import Latent
 from ladder.likelihoods import Observation
 from ladder.model import HierarchicalVAE, Temperature
 from ladder.noise import seeded
+from ladder.walks import arc, line
 
 T = TypeVar("T")
-FEWEST_RADIANS = 1e-4  # between directions that are told apart on an arc
 
 
 def layer_names(model: HierarchicalVAE) -> list[str]:
@@ -75,7 +76,11 @@ def top_latents(latents: Mapping[str, T], k: int) -> dict[str, T]:
 
 @torch.no_grad()
 def sample(
-    model: HierarchicalVAE, n: int, temperature: Temperature = 1.0, seed: int | None = None
+    model: HierarchicalVAE,
+    n: int,
+    temperature: Temperature = 1.0,
+    seed: int | None = None,
+    chunk: int | None = None,
 ) -> Observation:
     """Generate `n` data from the prior.
 
@@ -85,19 +90,26 @@ def sample(
         temperature: Multiplies the standard deviation of every prior, or by layer name of some;
             0 is deterministic.
         seed: Seed of the draws; `None` goes on with torch's generator.
+        chunk: Data that pass through the model at once, which bounds its memory; `None` for all.
+            What a seed draws depends on it.
 
     Returns:
         p(x|z), `[n, *shape]`.
 
     Raises:
-        UserError: If `n` or a temperature is out of range, or a name is not a layer's.
+        UserError: If `n`, `chunk` or a temperature is out of range, or a name is not a layer's.
         WorkFailed: If a sample is not finite.
     """
-    _check_number("sample", n)
+    size = n if chunk is None else chunk
+    check_number("sample", n)
+    check_number("sample", size, "chunk")
     check_temperature(model, temperature)
+    parts = []
     with seeded(seed):
-        px, latents = model.decode(n, temperature=temperature)
-    return finite("sample", px, latents)
+        for done in range(0, n, size):
+            px, latents = model.decode(min(size, n - done), temperature=temperature)
+            parts.append(finite("sample", px, latents))
+    return joined(parts)
 
 
 @torch.no_grad()
@@ -118,7 +130,7 @@ def draw_prior(
     Raises:
         UserError: If `n` or a temperature is out of range, or a name is not a layer's.
     """
-    _check_number("draw_prior", n)
+    check_number("draw_prior", n)
     check_temperature(model, temperature)
     with seeded(seed):
         px, latents = model.decode(n, temperature=temperature)
@@ -233,13 +245,13 @@ def interpolate(
     """
     levels = [levels] if isinstance(levels, str) else levels
     _check_names(model, levels)
-    _check_number("interpolate", steps, "steps", least=2)
+    check_number("interpolate", steps, "steps", least=2)
     _check_pair("interpolate", a, b)
     if not levels:
         raise UserError("interpolate: no level is named; give one of the layers' names")
     if path not in ("line", "arc"):
         raise UserError(f"interpolate: path={path!r} should be 'line' or 'arc'")
-    go = _line if path == "line" else _arc
+    go = line if path == "line" else arc
     with seeded(seed):
         means = posterior_means(encode(model, torch.stack([a, b])))
         walk = {name: go(means[name][0], means[name][1], steps) for name in levels}
@@ -341,23 +353,6 @@ def _replayed(a: Tensor | Mapping[str, Latent], b: object) -> AbstractContextMan
     return torch.random.fork_rng([a.device] if a.is_cuda else [])
 
 
-def _line(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Points of the straight line, `[steps, *latent]`."""
-    share = torch.linspace(0.0, 1.0, steps, device=start.device)
-    return torch.stack([torch.lerp(start, end, s) for s in share])
-
-
-def _arc(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Points of the arc; of the line where the ends have no angle between them, or half a turn."""
-    cosine = torch.cosine_similarity(start.flatten(), end.flatten(), dim=0).clamp(-1.0, 1.0)
-    angle = cosine.acos()
-    line = _line(start, end, steps)
-    if angle.sin() < FEWEST_RADIANS:
-        return line
-    share = torch.linspace(0.0, 1.0, steps).to(start).view(-1, *[1] * start.ndim)
-    return (((1.0 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin()
-
-
 def _check_names(model: HierarchicalVAE, names: Collection[str]) -> None:
     layers = layer_names(model)
     for name in names:
@@ -365,7 +360,8 @@ def _check_names(model: HierarchicalVAE, names: Collection[str]) -> None:
             raise UserError(f"no layer '{name}'{suggest(name, layers)}")
 
 
-def _check_number(function: str, value: int, name: str = "n", least: int = 1) -> None:
+def check_number(function: str, value: int, name: str = "n", least: int = 1) -> None:
+    """Raise UserError unless an argument is large enough."""
     if value < least:
         raise UserError(f"{function}: {name}={value} should be at least {least}")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ladder.convolutions import Conv2d
+
 FLOOR = 1e-5  # added to the norm of a direction
 START = 0.01  # added to it before the first logarithm
 
 
-class WeightNormConv2d(nn.Conv2d):
+class WeightNormConv2d(Conv2d):
     """A convolution with the weight exp(l_o) w_o / (||w_o|| + 1e-5) of output channel o.
 
     It keeps the resolution, or divides it by `stride`. At first w is what torch draws for a

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ladder.batchnorm import BatchNorm2d, processes
+from ladder.batchnorm import BatchNorm1d, BatchNorm2d, alone, processes
 from ladder.build import build_model
 from ladder.objectives import elbo
 
@@ -31,7 +31,10 @@ Values = dict[str, Any]
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
 
-def new_norm(kind: type[nn.BatchNorm2d], dtype: torch.dtype) -> nn.BatchNorm2d:
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+def new_norm(kind: type[Norm], dtype: torch.dtype) -> Norm:
     """A batch norm whose scales and shifts are not those of the beginning."""
     norm = kind(4, momentum=0.3).to(dtype)
     with torch.no_grad():
@@ -52,7 +55,13 @@ def whole_batches(dtype: torch.dtype, shift: float) -> list[tuple[Tensor, Tensor
     return [(x.to(dtype), g.to(dtype)) for x, g in zip(data, values[:, 1], strict=True)]
 
 
-def follow(norm: nn.BatchNorm2d, batches: list[tuple[Tensor, Tensor]]) -> Values:
+def batches_of(name: str) -> list[tuple[Tensor, Tensor]]:
+    """The whole batches of a case; `[B, C]` of the dense one."""
+    batches = whole_batches(*KINDS[name])
+    return [(x[..., 0, 0], g[..., 0, 0]) for x, g in batches] if name == "dense" else batches
+
+
+def follow(norm: Norm, batches: list[tuple[Tensor, Tensor]]) -> Values:
     """A few steps in training mode; outputs, gradients, and what the norm remembers."""
     found: Values = {"output": [], "input_gradient": []}
     for x, gradient in batches:
@@ -73,6 +82,7 @@ KINDS = {
     "float32": (torch.float32, 0.0),
     "far": (torch.float32, 1000.0),  # variances of large numbers
     "bfloat16": (torch.float32, 0.0),  # the data; parameters are float32 under autocast
+    "dense": (torch.float64, 0.0),
 }
 
 
@@ -81,12 +91,12 @@ def own(rank: int, values: Tensor) -> Tensor:
 
 
 def share(rank: int, name: str) -> Values:
-    dtype, shift = KINDS[name]
-    batches = whole_batches(dtype, shift)
+    batches = batches_of(name)
     if name == "bfloat16":
         batches = [(x.bfloat16(), g.bfloat16()) for x, g in batches]
     batches = [(own(rank, x), own(rank, g)) for x, g in batches]
-    return follow(new_norm(BatchNorm2d, dtype), batches)
+    kind = BatchNorm1d if name == "dense" else BatchNorm2d
+    return follow(new_norm(kind, KINDS[name][0]), batches)
 
 
 def exchanges(rank: int) -> Values:
@@ -109,9 +119,20 @@ def exchanges(rank: int) -> Values:
         plain.load_state_dict(norm.state_dict())
         # Only one evaluates: if it waited for the other, it would wait for ever.
         silent = rank == 0 or torch.equal(norm.eval()(x), plain.eval()(x))
+        silent &= rank == 0 or trains_alone(norm.train(), plain.train(), x)
         return {"forward": forward, "backward": backward, "all": count[0], "silent": silent}
     finally:
         dist.all_reduce = all_reduce
+
+
+def trains_alone(norm: Norm, plain: Norm, x: Tensor) -> bool:
+    """Whether, in training but alone, it is torch's, and the others count again afterwards."""
+    with alone():
+        with alone():
+            pass
+        same = processes() == 1 and torch.equal(norm(x), plain(x))
+    buffers = zip(norm.buffers(), plain.buffers(), strict=True)
+    return same and all(torch.equal(a, b) for a, b in buffers) and processes() == 2
 
 
 def gradients(model: nn.Module, x: Tensor, noise: list[Tensor]) -> Values:
@@ -193,10 +214,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Values], Value
 
 def in_one(name: str) -> Values:
     """What torch finds for the whole batch, in double precision."""
-    batches = whole_batches(*KINDS[name])
-    return follow(
-        new_norm(nn.BatchNorm2d, torch.float64), [(x.double(), g.double()) for x, g in batches]
-    )
+    batches = [(x.double(), g.double()) for x, g in batches_of(name)]
+    kind = nn.BatchNorm1d if name == "dense" else nn.BatchNorm2d
+    return follow(new_norm(kind, torch.float64), batches)
 
 
 def pairs(name: str, results: list[Values]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -216,7 +236,7 @@ def pairs(name: str, results: list[Values]) -> Iterator[tuple[str, Tensor, Tenso
 
 @pytest.mark.parametrize(
     ("name", "tolerance"),
-    [("float64", 1e-12), ("float32", 1e-5), ("far", 2e-3), ("bfloat16", 0.05)],
+    [("float64", 1e-12), ("float32", 1e-5), ("far", 2e-3), ("bfloat16", 0.05), ("dense", 1e-12)],
 )
 def test_two_processes_normalise_as_one(
     found: tuple[list[Values], Values], name: str, tolerance: float
@@ -225,7 +245,8 @@ def test_two_processes_normalise_as_one(
     for key, ours, right in pairs(name, found[0]):
         per_datum = key in ("output", "input_gradient")
         assert ours.dtype == (low if per_datum else KINDS[name][0])
-        size = right.abs().amax(dim=(0, 2, 3), keepdim=True) if per_datum else right.abs().max()
+        others = [axis for axis in range(right.ndim) if axis != 1]
+        size = right.abs().amax(others, keepdim=True) if per_datum else right.abs().max()
         assert ((ours.double() - right).abs() <= tolerance * size).all(), key
 
 
@@ -275,10 +296,15 @@ def test_a_model_in_two_processes_remembers_the_statistics_of_the_whole_batch(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_in_one_process_it_is_torch_s(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dense", [False, True])
+def test_in_one_process_it_is_torch_s(dtype: torch.dtype, dense: bool) -> None:
     assert processes() == 1
     batches = whole_batches(dtype, 10.0)
-    ours, theirs = new_norm(BatchNorm2d, dtype), new_norm(nn.BatchNorm2d, dtype)
+    kinds: tuple[type[Norm], type[Norm]] = (BatchNorm2d, nn.BatchNorm2d)
+    if dense:
+        batches = [(x[..., 0, 0], g[..., 0, 0]) for x, g in batches]
+        kinds = (BatchNorm1d, nn.BatchNorm1d)
+    ours, theirs = (new_norm(kind, dtype) for kind in kinds)
     one, two = follow(ours, batches), follow(theirs, batches)
     assert one.keys() == two.keys()
     for key, ours_found in one.items():

@@ -124,7 +124,7 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[int]]]:
     def begin(base: int) -> list[list[int]]:
         shapes: list[list[int]] = []
 
-        def noise(like: Tensor) -> Tensor:
+        def noise(like: Tensor, **_: Any) -> Tensor:
             shapes.append(list(like.shape))
             return values(base + len(shapes) - 1, tuple(like.shape)).to(like)
 

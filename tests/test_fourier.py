@@ -45,3 +45,8 @@ def test_a_large_kernel_of_biva_is_the_same_for_few_and_for_many(n: int) -> None
     x = torch.randn(n, 3, 8, 8, dtype=torch.float64)
     assert conv.by_fourier(n) is (n == 32)
     torch.testing.assert_close(conv(x), torch.cat([conv(row) for row in x.split(1)]))
+
+
+def test_sizes_are_found_out_without_values() -> None:
+    x, weight = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(4, 3, 8, 8, device="meta")
+    assert convolve(x, weight, 3).shape == (2, 4, 8, 8)

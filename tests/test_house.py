@@ -18,20 +18,20 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # Lower rooms first; a module imports only from its own rank or from below.
 RANKS: list[set[str]] = [
-    {"errors", "files", "noise", "execution"},
+    {"errors", "files", "noise", "execution", "capture", "batch_axis"},
     {"config", "schedules", "distributions"},
     {"parse", "presets", "data", "latent", "released"},
     {"model"},
-    {"weightnorm", "batchnorm", "first_pass", "fourier"},
+    {"convolutions", "weightnorm", "batchnorm", "first_pass", "fourier"},
     {"layers", "merges", "priors", "inference", "nets", "flows", "likelihoods", "logistics"},
     {"systems"},
     {"build"},
-    {"finite"},
+    {"finite", "walks"},
     {"pretrained", "sampling", "diagnostics", "objectives", "penalties", "ood"},
-    {"calibration"},
+    {"calibration", "sampler"},
     {"train", "report"},
-    {"ablate", "detect"},
-    {"cli"},
+    {"ablate", "detect", "bench"},
+    {"cli", "__main__"},
     {""},  # ladder/__init__.py
 ]
 NOT_IN_THE_TREE = {"utils.py", "base.py", "common.py", "helpers.py", "misc.py"}

@@ -209,7 +209,7 @@ def test_chunks_do_not_change_iw_elbo(feed: Callable[[list[Tensor]], None], rows
 def test_iw_elbo_is_bounded_in_memory(rows: int, largest: int) -> None:
     model, x = two_layers(), data(3)
     sizes: list[int] = []
-    model.register_forward_hook(lambda _, args, __: sizes.append(args[0].shape[0]))
+    model.top_down.register_forward_hook(lambda _, args, __: sizes.append(args[0]))
     with torch.no_grad():
         bound = iw_elbo(model, x[:, :, :1, :1].expand_as(x), 5000 if rows > 2 else 50, rows)
     assert bound.isfinite().all()
@@ -219,7 +219,11 @@ def test_iw_elbo_is_bounded_in_memory(rows: int, largest: int) -> None:
 
 def test_iw_elbo_of_equal_weights_is_that_weight() -> None:
     class Fixed(torch.nn.Module):
-        def forward(self, x: Tensor) -> tuple[Bernoulli, dict[str, Latent]]:
+        def prepare(self, x: Tensor) -> Tensor:
+            return x
+
+        def draw(self, n: int, x: Tensor) -> tuple[Bernoulli, dict[str, Latent]]:
+            assert x.shape[0] == n
             return Bernoulli(torch.full_like(x, 900.0)), {}
 
     # log p = -900 for each of 12 pixels: far below what exp can hold.

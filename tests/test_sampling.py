@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ladder import sampling
+from ladder import sampling, walks
+from ladder.batch_axis import joined
 from ladder.build import build_model
 from ladder.errors import UserError
 from ladder.latent import Latent
 from ladder.model import HierarchicalVAE, temperature_of
 from ladder.noise import seeded
+from ladder.pretrained import save_pretrained
+from ladder.report import samples
 
 NAMES = ["z3", "z2", "z1"]
 DENSE = {"layers": [{"dim": 3, "hidden": [8], "repeat": 3}]}
@@ -31,6 +36,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "conv_ladder": {**CONV, "inference": "ladder"},
     "conv_bidirectional": {**CONV, "inference": "bidirectional"},
 }
+
+
+LIKELIHOODS = [
+    "bernoulli",
+    "gaussian",
+    {"kind": "gaussian", "scale": "pixel"},
+    {"kind": "logistic", "scale": "learned"},
+    {"kind": "logistic_mixture", "mixtures": 2},
+    {"kind": "categorical", "bits": 2},
+]
 
 
 @pytest.fixture(params=list(KINDS))
@@ -57,6 +72,7 @@ def data(n: int = 4) -> Tensor:
 CALLS: dict[str, Callable[[HierarchicalVAE, Tensor, int | None], Tensor]] = {
     "encode": lambda m, x, s: sampling.encode(m, x, s)["z1"].z,
     "sample": lambda m, x, s: sampling.sample(m, 4, seed=s).mean,
+    "sample_in_chunks": lambda m, x, s: sampling.sample(m, 4, seed=s, chunk=3).mean,
     "decode": lambda m, x, s: sampling.decode(m, {"z3": torch.ones(4, 3).to(x)}, seed=s).mean,
     "reconstruct": lambda m, x, s: sampling.reconstruct(m, x, 2, 1.0, seed=s).mean,
     "interpolate": lambda m, x, s: sampling.interpolate(m, x[0], x[1], ["z2"], seed=s).mean,
@@ -164,8 +180,8 @@ def test_reconstruct_uses_no_noise_twice(monkeypatch: pytest.MonkeyPatch) -> Non
     drawn: list[Tensor] = []
     randn_like = torch.randn_like
 
-    def spy(like: Tensor) -> Tensor:
-        drawn.append(randn_like(like))
+    def spy(like: Tensor, **options: Any) -> Tensor:
+        drawn.append(randn_like(like, **options))
         return drawn[-1]
 
     monkeypatch.setattr(torch, "randn_like", spy)
@@ -312,19 +328,19 @@ def test_every_walk_ends_at_the_posterior_means(
 def test_an_arc_between_equal_lengths_keeps_them_and_turns_evenly(shape: tuple[int, ...]) -> None:
     start, end = torch.randn(2, *shape, dtype=torch.float64)
     end = end * (start.norm() / end.norm())
-    arc = sampling._arc(start, end, 7)
+    arc = walks.arc(start, end, 7)
     torch.testing.assert_close(arc.flatten(1).norm(dim=1), start.norm().expand(7))
     turns = torch.cosine_similarity(arc[1:].flatten(1), arc[:-1].flatten(1))
     torch.testing.assert_close(turns, turns[:1].expand(6))
     torch.testing.assert_close(arc[[0, -1]], torch.stack([start, end]))
-    middle = sampling._line(start, end, 3)[1]
+    middle = walks.line(start, end, 3)[1]
     torch.testing.assert_close(middle, 0.5 * (start + end))
 
 
 def test_an_arc_without_an_angle_is_a_line() -> None:
     start = torch.randn(2, 3, 4, dtype=torch.float64)
     for end in (2.0 * start, -start, start, torch.zeros_like(start)):
-        arc = sampling._arc(start, end, 5)
+        arc = walks.arc(start, end, 5)
         assert arc.isfinite().all()
         torch.testing.assert_close(arc[[0, -1]], torch.stack([start, end]))
 
@@ -397,6 +413,46 @@ def test_graphs_of_a_compiled_layer_do_not_grow_with_temperatures_of_more_levels
     assert counts[0] == counts[1] <= 3  # the top, those named, and the one that is not
 
 
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_chunks_are_draws_one_after_another(likelihood: Any) -> None:
+    config = {"system": "hierarchy", "shape": [3, 4, 4], "likelihood": likelihood, **DENSE}
+    model = build_model(config=config).eval()
+    found = sampling.sample(model, 7, 0.5, seed=1, chunk=3)
+    with seeded(1):
+        parts = [sampling.sample(model, n, 0.5) for n in (3, 3, 1)]
+    assert type(found) is type(parts[0])
+    torch.testing.assert_close(found.mean, torch.cat([part.mean for part in parts]))
+    x = torch.rand(7, 3, 4, 4)
+    by_parts = [p.log_prob(rows) for p, rows in zip(parts, x.split(3), strict=True)]
+    torch.testing.assert_close(found.log_prob(x), torch.cat(by_parts))
+
+
+def test_no_more_than_a_chunk_passes_through_the_model() -> None:
+    model = three_layers()
+    sizes: list[int] = []
+    model.top_down.register_forward_hook(lambda _, args, __: sizes.append(args[0]))
+    sampling.sample(model, 11, chunk=4)
+    assert sizes == [4, 4, 3]
+
+
+def test_many_samples_are_written_in_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(preset="tiny_vdvae").eval()
+    save_pretrained(model, tmp_path)
+    monkeypatch.setattr(samples, "AT_ONCE", 2)
+    out = samples.write_samples(tmp_path, 5, 0.7, seed=3, out=tmp_path / "a.npy")
+    expected = sampling.sample(model, 5, 0.7, seed=3, chunk=2).mean
+    torch.testing.assert_close(torch.from_numpy(np.load(out)), expected)
+    with pytest.raises(UserError, match="sample: n=-2 should be at least 1"):
+        samples.write_samples(tmp_path, -2)
+
+
+def test_what_hides_its_tensors_cannot_be_joined() -> None:
+    with pytest.raises(UserError, match="a object cannot be joined; make it a NamedTuple"):
+        joined([object(), object()])
+
+
 def test_layers_that_a_mapping_does_not_name_have_temperature_one() -> None:
     assert temperature_of("z2", {"z1": 0.5}) == 1.0
     assert temperature_of("z1", {"z1": 0.5}) == temperature_of("z7", 0.5) == 0.5
@@ -443,6 +499,8 @@ def test_mistakes_have_their_sentence() -> None:
     for n in (0, -2):
         with pytest.raises(UserError, match=f"sample: n={n} should be at least 1"):
             sampling.sample(model, n)
+        with pytest.raises(UserError, match=f"sample: chunk={n} should be at least 1"):
+            sampling.sample(model, 3, chunk=n)
     with pytest.raises(UserError, match="steps=1 should be at least 2"):
         sampling.interpolate(model, x[0], x[1], ["z2"], steps=1)
     with pytest.raises(UserError, match="interpolate: no level is named"):

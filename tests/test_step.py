@@ -129,8 +129,8 @@ def test_a_gpu_is_not_waited_for(name: str) -> None:
 def test_the_rate_on_a_device_survives_resuming() -> None:
     """The optimiser must go on reading the tensor that `begin` writes."""
     config = resolve("tiny_nvae")
-    state, x = new_state(config, META, total=10), torch.rand(2, 1, 32, 32, device=META)
-    train_step(state, x[:, :, : config.model.shape[1], : config.model.shape[2]], config)
+    state = new_state(config, META, total=10)
+    train_step(state, torch.rand(2, *config.model.shape, device=META), config)
     set_moments(state, state.optimizer.state_dict()["state"])
     assert state.optimizer.param_groups[0]["lr"] is state.rate
     assert new_state(config, CPU, total=10).rate is None

@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ladder.calibration import recalibrate
 from ladder.errors import UserError
 from ladder.files import write_atomic
 from ladder.model import Temperature
+from ladder.noise import seeded
 from ladder.pretrained import from_pretrained
 from ladder.report.sheet import Row, Sheet, drawable, sheet_png
 from ladder.sampling import sample
 
+AT_ONCE = 256  # draws that pass through the model together, and what is drawn depends on it
 LONGEST = 60  # characters of a temperature in the name of a file
 
 
@@ -56,7 +59,7 @@ def write_samples(
     out: Path | None = None,
     recalibration: int | None = None,
 ) -> Path:
-    """Draw from a trained model's prior and write the means of p(x|z).
+    """Draw from a trained model's prior, 256 at once, and write the means of p(x|z).
 
     Args:
         source: A run directory, or a folder that `save_pretrained` wrote.
@@ -89,7 +92,13 @@ def write_samples(
         raise UserError(f"{out}: data of shape {model.config.shape} are no images; write a .npy")
     if recalibration is not None:
         model = recalibrate(model, temperature, steps=recalibration, seed=seed)
-    mean = sample(model, n, temperature, seed).mean
+    with seeded(seed):
+        mean = torch.cat(
+            [
+                sample(model, min(AT_ONCE, n - done), temperature).mean
+                for done in range(0, max(n, 1), AT_ONCE)
+            ]
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, _grid(mean, temperature) if out.suffix == ".png" else _array(mean))
     return out

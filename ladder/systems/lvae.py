@@ -50,9 +50,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ladder.batchnorm import BatchNorm1d
 from ladder.config import Count, ModelConfig, Settings
 from ladder.distributions import Drawn, Normal, at_least_float32
-from ladder.inference import BottomUp
+from ladder.inference import BottomUp, Drawing
 from ladder.layers import Markov, StochasticLayer
 from ladder.likelihoods import BernoulliHead
 from ladder.merges import Direct, PrecisionWeighted
@@ -126,7 +127,7 @@ class GaussianHead(nn.Module):
         return Normal(mean, 0.5 * (F.softplus(raw) + FLOOR).log())
 
 
-class DrawnRung(nn.Module):
+class DrawnRung(Drawing):
     """Bottom-up inference, q(z_i | z_i-1): the rung above reads the draw and nothing else.
 
     Args:
@@ -139,11 +140,15 @@ class DrawnRung(nn.Module):
         self.net = net
         self.posterior = posterior
 
-    def forward(self, below: Tensor) -> tuple[Tensor, Drawn]:
+    def prepare(self, below: Tensor) -> Normal:
+        """Return the posterior."""
+        q: Normal = self.posterior(self.net(below))
+        return q
+
+    def draw(self, prepared: Normal) -> tuple[Tensor, Drawn]:
         """Return z_i, `[B, dim]`, and its posterior."""
-        q = self.posterior(self.net(below))
-        z = q.rsample()
-        return z, Drawn(q, z)
+        z = prepared.rsample()
+        return z, Drawn(prepared, z)
 
 
 class LadderRung(nn.Module):
@@ -268,4 +273,4 @@ def affine(fan_in: int, fan_out: int, init: Callable[[Tensor], Any]) -> nn.Linea
 
 
 def _norm(width: int, config: Config) -> list[nn.Module]:
-    return [nn.BatchNorm1d(width, eps=EPSILON)] if config.batch_norm else []
+    return [BatchNorm1d(width, eps=EPSILON)] if config.batch_norm else []

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ladder import fourier
+from ladder.convolutions import convolve
 
 SPREAD = 0.05  # of v
 WORTH = 1024  # data times taps; about where both take as long on a CPU (benchmarks/fourier.py)
@@ -77,7 +78,9 @@ class Conv(Normed):
         if self.by_fourier(x.shape[0]):
             return fourier.convolve(x, self.weight(), self.around[0]) + self.bias[:, None, None]
         if self.even:
-            return F.conv2d(x, self.weight(), self.bias, self.stride, self.around[0])
+            before = self.around[0]
+            stride, padding = (self.stride, self.stride), (before, before)
+            return convolve(x, self.weight(), self.bias, stride, padding)
         return F.conv2d(F.pad(x, self.around), self.weight(), self.bias, self.stride)
 
     def by_fourier(self, n: int) -> bool:

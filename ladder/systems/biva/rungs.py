@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ladder.distributions import Drawn, Normal, Sampled
+from ladder.inference import Drawing
 from ladder.merges import BothWays
 from ladder.systems.biva.blocks import Chain, GatedBlock
 
@@ -55,7 +56,7 @@ class LadderRung(nn.Module):
         return Below(b, b), b
 
 
-class BottomUpRung(nn.Module):
+class BottomUpRung(Drawing):
     """Bottom-up: q(z_l | b_l) and the draw from it, which the rung above reads.
 
     Args:
@@ -70,10 +71,14 @@ class BottomUpRung(nn.Module):
         self.posterior = posterior
         self.widen = widen
 
-    def forward(self, below: Below) -> tuple[Below, Drawn]:
-        """Return what the rung above reads, and the drawn posterior."""
+    def prepare(self, below: Below) -> tuple[Tensor, Normal]:
+        """Return b_l and the posterior."""
         b = self.chain.last(below.x, below.skip)
-        q = self.posterior(b)
+        return b, self.posterior(b)
+
+    def draw(self, prepared: tuple[Tensor, Normal]) -> tuple[Below, Drawn]:
+        """Return what the rung above reads, and the drawn posterior."""
+        b, q = prepared
         z = q.rsample()
         # z is float32 even where autocast made b bfloat16.
         return Below(self.widen(z).to(b.dtype), b), Drawn(q, z)
@@ -98,7 +103,7 @@ class Climb(nn.Module):
         return b, self.td.last(below.td, b)
 
 
-class BidirectionalRung(nn.Module):
+class BidirectionalRung(Drawing):
     """Bidirectional: z_l^BU is drawn here, and t_l is evidence for z_l^TD.
 
     Args:
@@ -113,10 +118,14 @@ class BidirectionalRung(nn.Module):
         self.posterior = posterior
         self.widen = widen
 
-    def forward(self, below: BothBelow) -> tuple[BothBelow, BothWays]:
-        """Return what the rung above reads, and both variables' evidence."""
+    def prepare(self, below: BothBelow) -> tuple[Tensor, Tensor, Normal]:
+        """Return b_l, t_l and the posterior of z_l^BU."""
         b, t = self.climb(below)
-        q = self.posterior(b)
+        return b, t, self.posterior(b)
+
+    def draw(self, prepared: tuple[Tensor, Tensor, Normal]) -> tuple[BothBelow, BothWays]:
+        """Return what the rung above reads, and both variables' evidence."""
+        b, t, q = prepared
         z = q.rsample()
         above = BothBelow(self.widen(z).to(b.dtype), t, torch.cat([b, t], dim=1))
         return above, BothWays(t, Drawn(q, z))

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ladder.batchnorm import BatchNorm2d
+from ladder.convolutions import Conv2d
 from ladder.distributions import Normal
 from ladder.nets import ACTIVATIONS
 from ladder.systems.lvae_conv.config import Config
@@ -21,7 +23,7 @@ class Gate(nn.Module):
 
     def __init__(self, width: int, activation: str) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, 2 * width, 1)
+        self.conv = Conv2d(width, 2 * width, 1)
         self.activation = NONLINEARITIES[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class ResidualBlock(nn.Module):
         width = config.filters
         make: dict[str, Callable[[], nn.Module]] = {
             "a": NONLINEARITIES[config.activation],
-            "b": lambda: nn.BatchNorm2d(width),
+            "b": lambda: BatchNorm2d(width),
             "c": lambda: nn.Conv2d(width, width, 3, padding=1),
             "d": lambda: nn.Dropout2d(config.dropout),
         }
@@ -107,7 +109,7 @@ class Mix(nn.Module):
 
     def __init__(self, config: Config, linear: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(2 * config.filters, config.filters, 1)
+        self.conv = Conv2d(2 * config.filters, config.filters, 1)
         self.block = nn.Identity() if linear else ResidualBlock(config, gated=True)
 
     def forward(self, here: Tensor, above: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ladder.batchnorm import BatchNorm2d
+from ladder.convolutions import Conv2d
 from ladder.distributions import at_least_float32
 from ladder.weightnorm import WeightNormConv2d
 
@@ -94,13 +95,13 @@ class Inverted(nn.Module):
         super().__init__()
         inner = expand * channels
         stride = 2 if resample == "down" else 1
-        middle = partial(nn.Conv2d, stride=stride, padding=kernel // 2, groups=groups or inner)
+        middle = partial(Conv2d, stride=stride, padding=kernel // 2, groups=groups or inner)
         self.norm_in = norm(channels)
-        self.expand = nn.Conv2d(channels, inner, 1, bias=False)
+        self.expand = Conv2d(channels, inner, 1, bias=False)
         self.norm_wide = norm(inner)
         self.middle = middle(inner, inner, kernel, bias=False)
         self.norm_deep = norm(inner)
-        self.project = nn.Conv2d(inner, out, 1, bias=False)
+        self.project = Conv2d(inner, out, 1, bias=False)
         self.norm_out = norm(out)
         self.up = resample == "up"
 

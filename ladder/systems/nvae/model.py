@@ -13,7 +13,7 @@ from ladder.flows import FlowMerge, ShiftFlow
 from ladder.layers import StochasticLayer
 from ladder.likelihoods import Head, make_head
 from ladder.logistics import Bins
-from ladder.model import Constant, HierarchicalVAE, TopDown
+from ladder.model import Constant, HierarchicalVAE, TopDown, Upward
 from ladder.nets import Crop, Pad
 from ladder.systems.nvae.cells import CELLS, Cell, Part, Resample
 from ladder.systems.nvae.config import Config
@@ -32,7 +32,7 @@ from ladder.systems.nvae.parts import (
 from ladder.weightnorm import WeightNormConv2d
 
 
-class BottomUp(Caller):
+class BottomUp(Upward):
     """The upward pass: a stem, then cells; the evidence is what they have come to at a layer.
 
     Args:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ladder.convolutions import Conv2d
 from ladder.distributions import Normal, at_least_float32
-from ladder.execution import Caller
 from ladder.latent import Latent, draw
 from ladder.likelihoods import make_head
-from ladder.model import HierarchicalVAE, TopDown
+from ladder.model import HierarchicalVAE, TopDown, Upward
 from ladder.nets import scaled
 from ladder.systems.vdvae.config import Config
 
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
 
 def conv(channels: int, out: int, kernel: int) -> nn.Conv2d:
     """A convolution that keeps the resolution, with a bias of zero at first."""
-    module = nn.Conv2d(channels, out, kernel, padding=kernel // 2)
+    module = Conv2d(channels, out, kernel, padding=kernel // 2)
     assert module.bias is not None
     nn.init.zeros_(module.bias)
     return module
@@ -126,7 +126,7 @@ class Residual(nn.Module):
         return F.pad(x, (0, 0, 0, 0, 0, self.wider)) if self.wider else x
 
 
-class BottomUp(Caller):
+class BottomUp(Upward):
     """The upward pass: residual blocks, and one activation for all layers of a resolution.
 
     Args:
