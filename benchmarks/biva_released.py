@@ -1,4 +1,4 @@
-"""The released BIVA code in PyTorch, trained as it trains, for `vdvae.py` to time beside ours.
+"""The released BIVA code in PyTorch, trained as it trains, for `steps.py` to time beside ours.
 
 The code itself (https://github.com/vlievin/biva-pytorch, MIT) is kept outside this repository. Its
 stages are written from our plan; `booster`, which only holds what it logs, is replaced by a
@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli
-from vdvae_models import Case, Trainee, configured
 
+from ladder.bench.case import Case, configured
+from ladder.bench.trainee import Trainee
 from ladder.systems.biva import Config
 
 STAGES = {"bidirectional": "BivaStage", "ladder": "LvaeStage", "bottom_up": "VaeStage"}

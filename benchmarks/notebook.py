@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 
 class Documented(nn.Module):
@@ -45,12 +46,18 @@ def loss_function(x: Tensor, out: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return bce + kl1 + kl2, bce, kl1, kl2
 
 
-def loader(root: Path) -> DataLoader:
-    """MNIST through ToTensor, image by image."""
+def images(root: Path, folder: Path) -> Dataset:
+    """MNIST through ToTensor, image by image; unpacked into `folder` where it is packed."""
     from torchvision import datasets, transforms
 
-    data = datasets.MNIST(str(root), train=True, transform=transforms.ToTensor())
-    return DataLoader(data, batch_size=128, shuffle=True)
+    raw = root / "MNIST" / "raw"
+    if not (raw / "train-images-idx3-ubyte").is_file():
+        target = folder / "MNIST" / "raw"
+        target.mkdir(parents=True, exist_ok=True)
+        for path in raw.glob("*.gz"):
+            (target / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+        root = folder
+    return datasets.MNIST(str(root), train=True, transform=transforms.ToTensor())
 
 
 def train_epoch(

@@ -1,4 +1,4 @@
-"""The released VD-VAE code, trained as it trains, for `vdvae.py` to time beside ours.
+"""The released VD-VAE code, trained as it trains, for `steps.py` to time beside ours.
 
 The code itself (https://github.com/openai/vdvae, MIT) is kept outside this repository. Its plan is
 written from ours. In place of apex's fused AdamW stands torch's fused one; MPI and DDP, which do
@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vdvae_models import Case, Trainee, configured
 
+from ladder.bench.case import Case, configured
+from ladder.bench.trainee import Trainee
 from ladder.systems.vdvae import Config
 
 STAND_INS = ("mpi4py", "apex")

@@ -67,18 +67,27 @@ class Replay(Generic[T]):
         with torch.cuda.device(self.device):
             if self.warm_ups > 0:
                 self.warm_ups -= 1
-                return self._beside()
+                return self.beside(self.work)
             if self.graph is None:
                 self.graph = self._captured()
             self.graph.replay()
             return self._result
 
-    def _beside(self) -> T:
-        """Run the work on the stream that it will be captured on."""
+    def beside(self, work: Callable[[], T]) -> T:
+        """Run something on the stream that the work is captured on, as warm-ups must be.
+
+        Args:
+            work: What is run once.
+
+        Returns:
+            What it returned.
+        """
+        if self.device.type != "cuda":
+            return work()
         stream, current = self._side(), torch.cuda.current_stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            result = self.work()
+            result = work()
         current.wait_stream(stream)
         return result
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ladder.bench import words as bench
-from ladder.errors import UserError, WorkFailed, suggest
+from ladder.errors import SaidByTheFirst, UserError, WorkFailed, suggest
 
 Arguments = argparse.Namespace
 
@@ -51,8 +51,11 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     try:
         return _dispatch(words)
+    except SaidByTheFirst:
+        return 2
     except UserError as error:
-        return _fail(error, 2) if _speaks() else 2
+        rank = _rank()
+        return _fail(f"process {rank}: {error}" if rank else error, 2)
     except WorkFailed as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
@@ -66,17 +69,20 @@ def main(words: Sequence[str] | None = None) -> int:
             from ladder.train.stop import Stopped
 
             if isinstance(error, Stopped):
-                return _fail(error, error.exit_code) if _speaks() else error.exit_code
+                return _fail(error, error.exit_code) if _rank() == 0 else error.exit_code
         raise
 
 
-def _speaks() -> bool:
-    """Whether this process says what all of several that train together would say."""
+def _rank() -> int:
+    """Number of this process among those that train together; 0 if it does not know."""
     if "ladder.train.world" not in sys.modules:
-        return True
+        return 0
     from ladder.train.world import found
 
-    return found().leads
+    try:
+        return found().rank
+    except UserError:
+        return 0
 
 
 def _fail(reason: object, code: int) -> int:

@@ -310,8 +310,9 @@ class TrainConfig(Settings):
     """`auto` takes a GPU if there is one; or `cpu`, `cuda`, `cuda:1`, ..."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Of the networks, tf32 on GPUs alone; distributions and losses are float32 either way."""
-    compile: Literal["auto", "none", "layers"] = "auto"
-    """Compile layer by layer; auto does so on a GPU for what is trained long enough."""
+    compile: Literal["auto", "none", "layers", "model"] = "auto"
+    """Compile layer by layer, or model and objective as a whole, which pays for small models that
+    train for long; auto takes layers, on a GPU, for what is trained long enough."""
     cuda_graph: bool | None = None
     """Whether a GPU gets a step as one graph of work; null does so for small models."""
     accumulate: Count = 1

@@ -14,6 +14,10 @@ class UserError(ValueError):
     """What was asked for cannot be: one sentence that says what would be right."""
 
 
+class SaidByTheFirst(UserError):
+    """A mistake that the first of several processes says for all of them."""
+
+
 class WorkFailed(RuntimeError):
     """The work itself failed on the way: one sentence that says where and why."""
 

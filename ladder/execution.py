@@ -58,12 +58,15 @@ def called_layers(model: nn.Module) -> list[nn.Module]:
     return [layer for layers in found for layer in layers.children()]
 
 
-def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
+def compile_layers(
+    model: nn.Module, backend: str | Callable[..., Any] = "inductor", fullgraph: bool = True
+) -> None:
     """Compile every layer by itself; layers that are alike share a graph, whatever the depth.
 
     Args:
         model: A model; changed in place. Its weights and their names stay what they are.
         backend: Of `torch.compile`.
+        fullgraph: Whether a layer that is no single graph is an error, or several graphs.
     """
     # All layers share one line of code; each resolution and kind of them needs a graph of it,
     # more than the 8 after which dynamo would give up.
@@ -73,7 +76,7 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "induct
     # Noise is that of uncompiled layers, and so a seed means what it means there.
     options = {"fallback_random": True} if backend == "inductor" else None
     for layer in called_layers(model):
-        layer.compile(backend=backend, fullgraph=True, dynamic=False, options=options)
+        layer.compile(backend=backend, fullgraph=fullgraph, dynamic=False, options=options)
 
 
 def _contexts(

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from ladder.build import resolve
 from ladder.config import Config
-from ladder.errors import UserError
+from ladder.errors import UserError, WorkFailed
 from ladder.train import state as states
 from ladder.train import step
 from ladder.train.checkpoint import set_moments
@@ -285,9 +285,86 @@ def test_a_graph_where_there_can_be_none_is_refused() -> None:
     ],
 )
 def test_layers_are_compiled_where_it_pays(
-    words: list[str], device: str, total: int, compiled: bool
+    words: list[str], device: str, total: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(states, "has_triton", lambda: True)
     config = resolve("tiny_vdvae", words)
     with META:
         model = states.build_model(config=config)
     assert states._compiles(model, config, torch.device(device), total) is compiled
+    monkeypatch.setattr(states, "has_triton", lambda: False)  # nothing to compile with
+    wished = config.train.compile == "layers"
+    assert states._compiles(model, config, torch.device(device), total) is wished
+
+
+def test_memory_that_runs_out_leaves_statistics_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Batch norm of a pass that did not fit has followed its data already."""
+    config = resolve("lvae_mnist_3layer", ["data=digits", "train.device=cpu"])
+    x = torch.rand(16, 1, 28, 28)
+    told = new_state(resolve("lvae_mnist_3layer", ["data=digits", "train.accumulate=4"]), CPU)
+    train_step(told, x, config)
+    small_memory(monkeypatch, 5)
+    found = new_state(config, CPU)
+    train_step(found, x, config)
+    assert found.accumulate == 4
+    for a, b in zip(told.model.buffers(), found.model.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_without_memory_for_a_graph_steps_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = digits()
+    setup, state = set_up(config, Path("unused")), new_state(config, CPU)
+    replayed = Replayed(setup, state)
+
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    full.graph = None  # type: ignore[attr-defined]
+    monkeypatch.setattr(replayed, "replay", full)
+    replayed()
+    plain = new_state(config, CPU)
+    train_step(plain, next(batches(setup, 0)), config)
+    assert replayed.replay is None
+    assert all(torch.equal(a, b) for a, b in zip(plain.weights, state.weights, strict=True))
+    assert (state.step, state.meter.data) == (1, 150)
+
+
+def test_what_cannot_be_captured_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = digits()
+    replayed = Replayed(set_up(config, Path("unused")), new_state(config, CPU))
+
+    def waiting() -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    waiting.graph = None  # type: ignore[attr-defined]
+    monkeypatch.setattr(replayed, "replay", waiting)
+    with pytest.raises(WorkFailed, match=r"train\.cuda_graph: .* cannot be captured"):
+        replayed()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train.precision=tf32"], r"train\.precision: tf32 is a GPU's"),
+        (["train.compile=model", "train.accumulate=2"], r"train\.compile: model is for one"),
+        (["train.compile=model", "train.recompute=true"], r"train\.compile: model is for one"),
+    ],
+)
+def test_settings_that_exclude_each_other(words: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        new_state(digits(*words), CPU)
+
+
+@pytest.mark.slow
+def test_compiled_as_a_whole_a_step_is_the_same_step() -> None:
+    """Its noise too; the last batch, which is smaller, is not compiled."""
+    torch._dynamo.reset()
+    plain, compiled = (new_state(digits(f"train.compile={how}"), CPU) for how in ("none", "model"))
+    for n in (150, 150, 97):
+        x = torch.rand(n, 1, 28, 28)
+        for state, how in ((plain, "none"), (compiled, "model")):
+            train_step(state, x, digits(f"train.compile={how}"))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert compiled.meter.read() == pytest.approx(plain.meter.read(), rel=1e-3)

@@ -45,6 +45,8 @@ KINDS: dict[str, tuple[str, list[str]]] = {
     "bidirectional": ("mnist_2layer", ["model.inference=bidirectional", "train.optimizer=adamax"]),
     "ladder": ("mnist_2layer", ["model.inference=ladder", "objective.per=dimension"]),
     "batch norm": ("lvae_mnist_3layer", ["train.skip_norm=1e9"]),
+    # In the second cell all layers have one beta, in the others each its own.
+    "betas": ("mnist_2layer", ["objective.layers.z1.beta=0.5"]),
 }
 
 
@@ -105,7 +107,18 @@ def test_what_may_differ(word: str, alike: bool) -> None:
         ("mnist_2layer", [], None),
         ("lvae_mnist", [], None),
         ("tiny_vdvae", [], "it has convolutions"),
-        ("mnist_2layer", ["train.accumulate=2"], "its batches are taken in parts"),
+        (
+            "mnist_2layer",
+            ["train.accumulate=2"],
+            "its batches are taken in parts, or its layers twice",
+        ),
+        (
+            "mnist_2layer",
+            ["train.recompute=true"],
+            "its batches are taken in parts, or its layers twice",
+        ),
+        ("mnist_2layer", ["train.compile=layers"], "it is compiled"),
+        ("mnist_2layer", ["model.layers=[{dim: 4000, hidden: [4000]}]"], "it is large"),
     ],
 )
 def test_who_cannot(preset: str, words: list[str], reason: str | None) -> None:
@@ -160,6 +173,18 @@ def test_stopped_together_they_go_on_together(
             for name in ("whole", "run")
         )
         assert whole == run
+
+
+def test_what_cannot_be_done_together_is_done_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(courses: Any) -> None:
+        raise TypeError("vmap: a system of the user's own")
+
+    monkeypatch.setattr(many, "Together", broken)
+    table = ablate(BASE_FILE, tmp_path / "out", vary={"train.seed": [0, 1]}, jobs="together")
+    assert len(table.results) == 2
+    assert not table.failed
 
 
 @pytest.mark.parametrize("word", ["some", "1.5", "-1"])

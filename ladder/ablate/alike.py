@@ -13,6 +13,7 @@ from ladder.config import Config
 from ladder.parse import to_yaml
 from ladder.train.device import choose_device
 from ladder.train.many import Job, fit_together
+from ladder.train.stop import Stopped
 from ladder.train.together import kind_of, obstacle
 
 
@@ -35,7 +36,13 @@ def alike_together(tasks: Sequence[Task], done: Done, quiet: bool) -> None:
     """
     begun, reasons = time.monotonic(), dict[str, str]()
     for group in groups(tasks):
-        failed = fit_together([_job(t) for t in group], minutes_left(group[0], begun), quiet)
+        minutes = minutes_left(group[0], begun)
+        try:
+            failed = fit_together([_job(t) for t in group], minutes, quiet)
+        except Stopped:
+            raise
+        except Exception:  # what one of them cannot do with others it may do alone, below
+            continue
         reasons |= {t.cell.name: failed[t.run] for t in group if t.run in failed}
     for task in tasks:
         if task.cell.name in reasons:

@@ -18,6 +18,7 @@ from ladder.ablate.cell import Task, work
 from ladder.ablate.grid import Cell
 from ladder.build import resolve
 from ladder.errors import UserError, WorkFailed
+from ladder.train.device import flush_denormals
 from ladder.train.stop import Stopped
 
 
@@ -41,6 +42,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
+    flush_denormals()
     told: dict[str, Any] = json.loads(sys.stdin.readline())
     threading.Thread(target=_outlive_nobody, daemon=True).start()
     cell = Cell(**told["cell"])._replace(config=resolve(told["config"]))

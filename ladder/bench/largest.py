@@ -37,7 +37,7 @@ def largest(case: Case, how: How, make: Make) -> dict[str, Any]:
             if not out_of_memory(error):
                 raise
             return None
-        peak = peak_gib(case.device)
+        peak = peak_gib(case.device, case.mode == "graph")
         print(f"batch {batch}: {peak:.2f} GiB, {time:.2f} s", file=sys.stderr)
         return peak if cuda or how.limit_gib is None or peak <= how.limit_gib else None
 

@@ -82,14 +82,14 @@ def training(case: Case, how: How, trainee: Trainee, x: Tensor) -> dict[str, Any
     first = seconds(case.device, lambda: trainee.step(x))
     for _ in range(how.warmup):
         trainee.step(x)
-    compiled = case.mode != "eager"
+    compiled = case.mode == "compiled"
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
     forget_peak(case.device)
     begun = time.process_time()
     times = [seconds(case.device, lambda: trainee.step(x), how.steps) for _ in range(how.windows)]
     # What a busy machine disturbs least, as long as there is one thread.
     cpu = (time.process_time() - begun) / (how.windows * how.steps)
-    peak, median = peak_gib(case.device), statistics.median(times)
+    peak, median = peak_gib(case.device, case.mode == "graph"), statistics.median(times)
     return {
         "seconds": times,
         "seconds_per_step": median,

@@ -26,10 +26,20 @@ def forget_peak(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_gib(device: str) -> float:
-    """Most memory since `forget_peak`: the tensors' on a GPU, else the whole process's."""
+def peak_gib(device: str, graph: bool = False) -> float:
+    """Most memory since `forget_peak`.
+
+    Args:
+        device: What the memory is of.
+        graph: Whether a CUDA graph is replayed, whose activations lie in a pool of its own.
+
+    Returns:
+        On a GPU the tensors' memory, of a graph all that torch has reserved, as the tensors inside
+        of it are not allocated again; else the whole process's.
+    """
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / GIB
+        cuda = torch.cuda
+        return (cuda.max_memory_reserved() if graph else cuda.max_memory_allocated()) / GIB
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     # Where the system says it, because the other number begins with that of the parent process.

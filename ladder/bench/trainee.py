@@ -17,7 +17,7 @@ from ladder.execution import compile_layers
 from ladder.objectives import iw_elbo
 from ladder.sampler import Sampler
 from ladder.sampling import encode, sample
-from ladder.train.device import choose_device
+from ladder.train.device import allow_tf32, choose_device
 from ladder.train.feed import Setup
 from ladder.train.replayed import Replayed
 from ladder.train.state import new_state
@@ -113,6 +113,4 @@ def set_products(case: Case) -> None:
     Args:
         case: The case.
     """
-    tf32 = case.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32  # which torch would allow unasked
+    allow_tf32(case.precision == "tf32")  # which torch would allow unasked for convolutions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 
@@ -69,10 +70,79 @@ def products(precision: str, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    before = tf32_settings()
+    allow_tf32(precision == "tf32")
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        _restore(before)
+
+
+class Settings(NamedTuple):
+    """What torch may round to tf32.
+
+    Attributes:
+        older: `allow_tf32` of products and of convolutions.
+        newer: `fp32_precision` of each of `_parts`.
+    """
+
+    older: list[bool]
+    newer: list[str]
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let GPUs round what they multiply to tf32, or forbid it, by torch's older and newer settings.
+
+    By both, as torch raises where somebody reads the older one and they disagree.
+    """
+    for backend in _backends():
+        backend.allow_tf32 = allowed
+    for part in _parts():
+        part.fp32_precision = "tf32" if allowed else "ieee"
+
+
+def tf32_settings() -> Settings:
+    """What the settings are, also where they disagree."""
+    newer = [part.fp32_precision for part in _parts()]
+    for part in _parts():
+        part.fp32_precision = "tf32"
+    older = [_allows(backend) for backend in _backends()]
+    settings = Settings(older, newer)
+    _restore(settings)
+    return settings
+
+
+def _restore(settings: Settings) -> None:
+    for backend, allowed in zip(_backends(), settings.older, strict=True):
+        backend.allow_tf32 = allowed
+    for part, precision in zip(_parts(), settings.newer, strict=True):
+        part.fp32_precision = precision
+
+
+def _allows(backend: Any) -> bool:
+    try:
+        return bool(backend.allow_tf32)
+    except RuntimeError:  # it disagrees with the newer one, which is tf32 now
+        return False
+
+
+def _backends() -> tuple[Any, Any]:
+    return torch.backends.cuda.matmul, torch.backends.cudnn
+
+
+def _parts() -> tuple[Any, ...]:
+    """What has the newer setting, the more general first; nothing before torch 2.9."""
+    matmul, cudnn = _backends()
+    if not hasattr(matmul, "fp32_precision"):
+        return ()
+    return cudnn, cudnn.conv, cudnn.rnn, matmul
+
+
+def flush_denormals() -> None:
+    """Let this process take numbers below 1e-38 for 0, for good.
+
+    The CPU computes with them many times slower, and after some 700 steps there are many, such as
+    averages of gradients that have become 0. To be called before torch has computed anything,
+    since its threads are born with the setting.
+    """
+    torch.set_flush_denormal(True)

@@ -24,6 +24,7 @@ from ladder.diagnostics import (
 from ladder.latent import Latent
 from ladder.model import HierarchicalVAE
 from ladder.objectives import elbo, iw_elbo
+from ladder.train.device import products
 
 SEED = 20_160_901  # of evaluation's noise, so that two evaluations differ only by their models
 
@@ -106,6 +107,8 @@ def evaluate_part(
 ) -> Part:
     """Measure some of the data, as one of several processes does; arguments as of `evaluate`.
 
+    In float32, whatever the model was trained in.
+
     Args:
         model: The model.
         images: All data.
@@ -121,7 +124,7 @@ def evaluate_part(
     sums: dict[str, Tensor] = {}
     moments: dict[str, Moments] = {}
     estimator = ""
-    with as_evaluated(model, seed):
+    with as_evaluated(model, seed), products("float32", device):
         for index in rows.split(batch_size) if len(rows) else []:
             x = take(images, index, device)
             values, latents = _measure(model, x, samples)

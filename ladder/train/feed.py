@@ -137,7 +137,7 @@ def first_data(setup: Setup) -> Tensor:
 
 
 def check_last_batch(setup: Setup) -> None:
-    """What batch norm cannot do with the last batch of an epoch is said before the first step.
+    """What batch norm cannot do with a batch, whole or the last, is said before the first step.
 
     Args:
         setup: What stays the same.
@@ -147,16 +147,18 @@ def check_last_batch(setup: Setup) -> None:
             data for more shards than they.
     """
     train, n, processes = setup.config.train, len(setup.images), setup.world.size
-    last = n % train.batch_size or train.batch_size
-    uneven = 0 < last // processes < train.accumulate and last % processes > 0
+    whole = min(train.batch_size, n)
+    last = n % whole or whole
+    uneven = [size for size in (whole, last) if _uneven(size, processes, train.accumulate)]
     if not uneven and last > 1 and (processes > 1 or last // train.accumulate > 1):
         return
     with torch.device("meta"), alone():
         model = build_model(config=setup.config)
         if uneven and any(isinstance(module, _BatchNorm) for module in model.modules()):
+            which = "a batch" if uneven[0] == whole else "the last batch"
             raise UserError(
                 f"train.accumulate: {train.accumulate} parts are more than each of {processes} "
-                f"processes has of the last batch, of {last} data, which batch norm waits for; "
+                f"processes has of {which}, of {uneven[0]} data, which batch norm waits for; "
                 "choose another train.batch_size"
             )
         try:
@@ -169,3 +171,8 @@ def check_last_batch(setup: Setup) -> None:
                 f"train.batch_size: {train.batch_size}{parts} leaves one of {n} data for the last "
                 "batch, which batch norm cannot normalise; choose another"
             ) from None
+
+
+def _uneven(size: int, processes: int, shards: int) -> bool:
+    """Whether some processes have one shard more of a batch than others."""
+    return 0 < size // processes < shards and size % processes > 0

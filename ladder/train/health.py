@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ladder.config import Config, ModelConfig
 from ladder.noise import reseed
+from ladder.train.device import products
 from ladder.train.schemes import weights_at
 from ladder.train.state import State
 from ladder.train.step import forward_terms, penalised, shards
@@ -37,7 +38,8 @@ def first_offender(state: State, x: Tensor, step: int, config: Config[ModelConfi
     reseed(config.train.seed, step, state.first_shard)
     with torch.compiler.set_stance("force_eager"):  # compiled layers call no hooks of their parts
         for shard in shards(state, x, step, config):
-            clause = _of_shard(state, shard, step, config)
+            with products(config.train.precision, x.device):
+                clause = _of_shard(state, shard, step, config)
             if clause is not None:
                 return clause
     return "nothing that running the step again shows"

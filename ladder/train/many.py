@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ladder.config import Config, ModelConfig
 from ladder.errors import UserError, WorkFailed
-from ladder.train.course import Course, after_step
+from ladder.train.course import Course, after_step, keep
 from ladder.train.loop import started
 from ladder.train.stop import Stopped, StopWatch
 from ladder.train.together import Together
@@ -57,12 +57,14 @@ def fit_together(
             failed[job.out] = str(error)
         else:
             groups[course.state.step].append(course)
-    with StopWatch(minutes) as watch:
-        for courses in groups.values():  # a kill may have left some behind
-            while live := [c for c in courses if not _ended(c, failed)]:
-                _until_one_ends(live, watch, failed)
-    for course in sum(groups.values(), list[Course]()):
-        course.progress.close()
+    try:
+        with StopWatch(minutes) as watch:
+            for courses in groups.values():  # a kill may have left some behind
+                while live := [c for c in courses if not _ended(c, failed)]:
+                    _until_one_ends(live, watch, failed)
+    finally:
+        for course in sum(groups.values(), list[Course]()):
+            course.progress.close()
     return failed
 
 
@@ -73,7 +75,12 @@ def _ended(course: Course, failed: dict[Path, str]) -> bool:
 def _until_one_ends(courses: list[Course], watch: StopWatch, failed: dict[Path, str]) -> None:
     advance = Together(courses)
     while not any(_ended(course, failed) for course in courses):
-        advance()
+        try:
+            advance()
+        except UserError:  # a batch that cannot be read
+            for course in courses:
+                keep(course)
+            raise
         stop, stopped = watch.exit_code(), None
         for course in courses:
             try:

@@ -33,6 +33,8 @@ def gives_way(state: State, error: RuntimeError, n: int) -> bool:
         return False
     state.accumulate, state.raised = 2 * state.accumulate, 2 * state.raised
     state.optimizer.zero_grad()
+    if state.statistics is not None:  # they have followed what there was room for
+        state.statistics.put_back(torch.ones_like(state.omitted))
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     return True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from ladder.capture import Replay
+from ladder.capture import WARM_UPS, Replay
 from ladder.data import take
-from ladder.errors import UserError
+from ladder.errors import UserError, WorkFailed
 from ladder.train.feed import Setup, indices
+from ladder.train.memory import out_of_memory
 from ladder.train.state import State, is_small
 from ladder.train.step import begin, end, gradients, train_step, update
 
@@ -26,31 +28,40 @@ def wants_graph(setup: Setup, state: State) -> bool:
     Raises:
         UserError: If one is asked for where none is possible.
     """
-    wish, reason = setup.config.train.cuda_graph, _obstacle(setup, state)
+    wish, reason = setup.config.train.cuda_graph, _obstacle(setup)
     if wish and reason is not None:
         raise UserError(f"train.cuda_graph: {reason}; leave it out, or give false")
     return reason is None and (is_small(state.model) if wish is None else wish)
 
 
-def _obstacle(setup: Setup, state: State) -> str | None:
+def _obstacle(setup: Setup) -> str | None:
     """Why a step cannot be a graph here."""
+    train = setup.config.train
     if setup.device.type != "cuda":
         return f"needs a GPU, and the device is {setup.device.type}"
     if setup.world.size > 1:
         return "is for a single process"
-    if state.accumulate > 1:
+    if train.accumulate > 1:
         return "takes a batch as a whole, without train.accumulate"
+    if train.recompute:
+        return "keeps what the backward pass needs, without train.recompute"
     if not setup.on_device:
         return "needs the training data on the GPU, where they have no room"
     return None
 
 
 class Replayed:
-    """Does one step after another; batches of the usual size as a graph.
+    """Does one step after another; batches of the usual size as a graph, while memory lasts.
+
+    The first steps are taken as they are: what they make is there when the next one is captured.
+    The last batch of an epoch, which may be smaller, is no graph either.
 
     Args:
         setup: What stays the same; its data lie on the device.
         state: The run.
+
+    Attributes:
+        replay: The captured step; `None` once there is no memory for it.
     """
 
     def __init__(self, setup: Setup, state: State) -> None:
@@ -58,20 +69,54 @@ class Replayed:
         self.rows = indices(setup, state.step)
         size = min(setup.config.train.batch_size, len(setup.images))
         self.index = torch.zeros(size, dtype=torch.int64, device=setup.device)
-        self.replay = Replay(self._work, setup.device)
+        self.replay: Replay[None] | None = Replay(self._work, setup.device, warm_ups=0)
+        self.warm_ups = WARM_UPS if setup.device.type == "cuda" else 0
 
     def __call__(self) -> None:
-        """Do the next step."""
-        setup, state, index = self.setup, self.state, next(self.rows)
-        if len(index) != len(self.index) or state.accumulate > 1:  # the last of an epoch
-            train_step(state, take(setup.images, index, setup.device), setup.config)
+        """Do the next step.
+
+        Raises:
+            WorkFailed: If the model does what no graph can.
+        """
+        index = next(self.rows)
+        if self.state.accumulate > 1:
+            self.replay = None  # and with it the memory that the graph holds
+        if self.replay is None or len(index) != len(self.index):
+            self._plainly(index)
             return
-        begin(state, setup.config)
+        if self.warm_ups > 0:
+            self.warm_ups -= 1
+            self.replay.beside(lambda: self._plainly(index))
+            return
+        begin(self.state, self.setup.config)
         self.index.copy_(index)
-        self.replay()
-        end(state, len(index))
+        try:
+            self.replay()
+        except RuntimeError as error:
+            if self.replay.graph is not None:
+                raise
+            if not out_of_memory(error):
+                raise _not_capturable(error) from error
+            self.replay = None  # a capture computes nothing, so the step is still to be done
+            self._plainly(index)
+            return
+        end(self.state, len(index))
+
+    def _plainly(self, index: Tensor) -> None:
+        train_step(
+            self.state, take(self.setup.images, index, self.setup.device), self.setup.config
+        )
 
     def _work(self) -> None:
         setup, state, n = self.setup, self.state, len(self.index)
         x = take(setup.images, self.index, setup.device)
         update(state, gradients(state, x, setup.config, n), setup.config, n, n)
+
+
+def _not_capturable(error: RuntimeError) -> Exception:
+    if "captur" not in str(error):
+        return RuntimeError(f"while a step was captured: {error}")
+    return WorkFailed(
+        "train.cuda_graph: a step of this model cannot be captured, because it waits for the GPU "
+        f"or allocates by its values ({str(error).splitlines()[0]}); give false"
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._triton import has_triton
 
 from ladder.build import build_model, load_system
 from ladder.config import Config, CosineDecay, ModelConfig, TrainConfig
@@ -27,7 +28,7 @@ from ladder.train.multipliers import Multipliers
 from ladder.train.penalising import Penalising
 from ladder.train.schemes import Schemes, layer_schemes, new_multipliers
 from ladder.train.skipping import Skipping
-from ladder.train.statistics import Statistics
+from ladder.train.statistics import Statistics, has_statistics
 from ladder.train.world import World
 
 SMALL = 5_000_000  # parameters
@@ -64,8 +65,8 @@ class State:
         schemes: What the objective says about every layer.
         multipliers: Those that hold the KL of layers at their targets; `None` without targets.
         penalising: The penalties of weights; `None` without any.
-        statistics: Running statistics, which a step that is left out must not change; `None` if
-            none is left out.
+        statistics: Running statistics, which a step that is left out, or begun again, must not
+            change; `None` if there are none.
         total: Steps of the whole training, if the learning rate asks for them.
         world: The processes that train together.
         accumulate: Shards that a process takes its part of a batch in.
@@ -133,15 +134,15 @@ def new_state(
             cosine decay of the learning rate does not know where it ends.
     """
     total = total or config.train.steps
-    if config.train.precision == "tf32" and device.type == "cpu":
-        raise UserError("train.precision: tf32 is a GPU's; for the CPU give float32 or bfloat16")
+    _check(config, device, world)
     with seeded(config.train.seed):
         model = build_model(config=config).to(device)
         _arrange(model, config, device)
         if first is not None:
             _initialise(model, binarize(first) if config.data.binarize == "dynamic" else first)
         if _compiles(model, config, device, total):
-            compile_layers(model)
+            # Asked for, a break is an error; unasked, a system of the user's own may have some.
+            compile_layers(model, fullgraph=config.train.compile == "layers")
         penalties = config.objective.penalties
         penalising = Penalising(config.objective, model) if penalties is not None else None
     if isinstance(config.train.lr_decay, CosineDecay) and total is None:
@@ -174,11 +175,23 @@ def new_state(
         schemes=schemes,
         multipliers=multipliers,
         penalising=penalising,
-        statistics=Statistics(model) if skipping.on else None,
+        statistics=Statistics(model) if has_statistics(model) else None,
         total=total,
         world=world,
         accumulate=config.train.accumulate,
     )
+
+
+def _check(config: Config[ModelConfig], device: torch.device, world: World) -> None:
+    """Raise UserError for settings of training that exclude each other, or the device."""
+    train = config.train
+    if train.precision == "tf32" and device.type == "cpu":
+        raise UserError("train.precision: tf32 is a GPU's; for the CPU give float32 or bfloat16")
+    if train.compile == "model" and (world.size > 1 or train.accumulate > 1 or train.recompute):
+        raise UserError(
+            "train.compile: model is for one process that takes a batch as a whole, without "
+            "train.accumulate and train.recompute; give layers"
+        )
 
 
 def _network(model: HierarchicalVAE, config: Config[ModelConfig], world: World) -> nn.Module:
@@ -227,7 +240,8 @@ def _compiles(
     CPU spends its time in products, which compiling leaves as they are.
     """
     wish = config.train.compile
-    pays = device.type == "cuda" and (total or 0) >= LONG and not is_small(model)
+    long = (total or 0) >= LONG and not is_small(model)
+    pays = device.type == "cuda" and long and has_triton()
     return pays if wish == "auto" else wish == "layers"
 
 

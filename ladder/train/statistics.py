@@ -44,3 +44,8 @@ class Statistics:
     def _read(self) -> list[Tensor]:
         """A copy of all of them, one vector for each type of number."""
         return [torch.cat([b.flatten() for b in group]) for group in self.groups.values()]
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether a model has running statistics of batch norm."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())

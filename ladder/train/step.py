@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -70,6 +71,14 @@ def forward_terms(
     with torch.autocast(x.device.type, dtype=torch.bfloat16) if low else nullcontext():
         px, latents = model(x)
     return elbo(px, latents, x, *weights)
+
+
+@cache
+def compiled_terms() -> Callable[..., Terms]:
+    """`forward_terms` compiled as a whole; its noise is that of the uncompiled one."""
+    return torch.compile(
+        forward_terms, fullgraph=True, dynamic=False, options={"fallback_random": True}
+    )
 
 
 def prepare(x: Tensor, step: int, config: Config[ModelConfig], shard: int = 0) -> Tensor:
@@ -152,6 +161,9 @@ def gradients(state: State, x: Tensor, config: Config[ModelConfig], of: int) -> 
     scale = x[0].numel() if config.objective.per == "dimension" else 1
     if state.statistics is not None:
         state.statistics.keep()
+    # A smaller batch, such as the last of an epoch, is not worth another compilation.
+    whole = x.shape[0] == config.train.batch_size and state.accumulate == 1
+    measure = compiled_terms() if config.train.compile == "model" and whole else forward_terms
     forget_gradients(state)
     means: dict[str, Tensor] = {}
     costs: dict[str, Cost] = {}
@@ -159,7 +171,7 @@ def gradients(state: State, x: Tensor, config: Config[ModelConfig], of: int) -> 
     for shard in shards(state, x, state.step, config):
         left -= shard.shape[0]
         with products(config.train.precision, x.device), state.synchronised(left == 0):
-            terms = forward_terms(state.network, shard, weights, config)
+            terms = measure(state.network, shard, weights, config)
             # The processes' gradients are averaged, but each may have another number of data.
             share = state.world.size * min(shard.shape[0], counted) / of
             loss = terms.loss if share == 1 else share * terms.loss
@@ -218,7 +230,7 @@ def update(
     counted = state.world.counted(n, of)
     finite, kl = _together(state, means, norm, counted / of)
     judge(state, norm, finite)
-    if state.statistics is not None:
+    if state.statistics is not None and state.skipping.on:
         state.statistics.put_back(state.omitted)
     state.optimizer.step()
     if config.train.ema is not None:

@@ -13,7 +13,7 @@ batched pass. So a model that trains together learns what it would have learned 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,9 +25,13 @@ from torch.utils._pytree import tree_map
 from ladder.build import build_model
 from ladder.capture import Replay
 from ladder.config import Config, ModelConfig
+from ladder.objectives import by_layer
+from ladder.sampling import layer_names
 from ladder.train.course import Course
+from ladder.train.device import products
 from ladder.train.feed import batches
 from ladder.train.schemes import Weights, weights_at
+from ladder.train.state import is_small
 from ladder.train.step import begin, end, forward_terms, metrics, prepared, update
 
 # What may differ between models that train together: all that is done to one by itself.
@@ -49,16 +53,21 @@ def kind_of(config: Config[ModelConfig]) -> str:
 
 def obstacle(config: Config[ModelConfig]) -> str | None:
     """Why a model cannot train together with others; `None` if it can."""
+    train = config.train
     with torch.device("meta"):
         model = build_model(config=config)
+    if not is_small(model):
+        return "it is large"
     if any(p.ndim > 2 for p in model.parameters()):
         return "it has convolutions"
     if any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()):
         return "it has dropout"
     if config.objective.penalties is not None:
         return "it has penalties of weights"
-    if config.train.accumulate > 1:
-        return "its batches are taken in parts"
+    if train.accumulate > 1 or train.recompute:
+        return "its batches are taken in parts, or its layers twice"
+    if train.compile not in ("auto", "none"):
+        return "it is compiled"
     return None
 
 
@@ -82,7 +91,9 @@ class Together:
         shape = (len(courses), self.batch, *config.model.shape)
         self.x = torch.zeros(shape, device=device)
         self.noise = _noise(self.model, self.x)
-        self.replay = Replay(lambda: self._work(self.x, self.noise), device)
+        self.replay: Callable[[], None] = lambda: self._work(self.x, self.noise)
+        if config.train.cuda_graph is not False:
+            self.replay = Replay(self.replay, device)
 
     def __call__(self) -> None:
         """Do the next step of every training."""
@@ -130,10 +141,11 @@ class Together:
 
         for stack in self.parameters.values():
             stack.grad = None
-        pass_through = vmap(measured, randomness="error")
-        means = pass_through(self.parameters, self.buffers, x, noise, betas, on)
         scale = x[0, 0].numel() if config.objective.per == "dimension" else 1
-        (means["train/loss"].sum() / scale).backward()
+        with products(config.train.precision, x.device):
+            pass_through = vmap(measured, randomness="error")
+            means = pass_through(self.parameters, self.buffers, x, noise, betas, on)
+            (means["train/loss"].sum() / scale).backward()
         for name, stack in self.parameters.items():
             if stack.grad is not None:
                 for course, own in zip(self.courses, stack.grad.unbind(), strict=True):
@@ -146,6 +158,9 @@ class Together:
         for course in self.courses:
             state, objective = course.state, course.setup.config.objective
             own.append(weights_at(objective, state.schemes, state.multipliers, state.clock))
+        if any(isinstance(w.beta, dict) for w in own):  # where layers differ in one of them
+            names = layer_names(self.model)
+            own = [w._replace(beta=by_layer(w.beta, torch.ones(()), names)) for w in own]
         betas = tree_map(lambda *values: torch.stack(values), *(w.beta for w in own))
         clock = self.courses[0].state.clock
         ons = [clock.float() if w.balancing is None else w.balancing.on for w in own]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ladder.errors import UserError
+from ladder.errors import SaidByTheFirst, UserError
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -174,7 +174,7 @@ def led(work: Callable[[], None], world: World) -> None:
         world: The processes.
 
     Raises:
-        UserError: If it raised one.
+        UserError: If it raised one; for the others a `SaidByTheFirst`.
     """
     sentence = None
     try:
@@ -184,7 +184,7 @@ def led(work: Callable[[], None], world: World) -> None:
         sentence = str(error)
     sentence = agreed(sentence, world)
     if sentence is not None:
-        raise UserError(sentence)
+        raise UserError(sentence) if world.leads else SaidByTheFirst(sentence)
 
 
 def gathered(value: Any, world: World) -> list[Any]:

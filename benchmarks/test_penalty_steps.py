@@ -1,6 +1,6 @@
 """A step of the tiny NVAE with its penalties, and without; the published size is `penalties.py`'s.
 
-pytest benchmarks/test_penalties.py -s
+pytest benchmarks/test_penalty_steps.py --device cpu
 """
 
 from __future__ import annotations
