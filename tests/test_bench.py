@@ -20,6 +20,7 @@ from ladder.bench.child import in_a_process
 from ladder.bench.largest import largest, search
 from ladder.bench.machine import machine
 from ladder.bench.measure import How, flops_per_datum, measure
+from ladder.bench.memory import GIB, peak_gib
 from ladder.bench.table import cell, environment, markdown, text
 from ladder.bench.trainee import trainee
 from ladder.build import build_model
@@ -105,6 +106,19 @@ def test_what_is_compiled_is_counted() -> None:
     assert 0 < found["graphs"] <= len(called_layers(build_model("mnist_2layer")))
     assert found["graph_breaks"] == 0
     assert found["steps"] == 1 + 1 + 3
+
+
+def test_a_graph_is_not_counted_as_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, how = (
+        Case("mnist_2layer", [], 2, mode="graph"),
+        QUICK._replace(sample_batch=0, samples=0),
+    )
+    found = measure(case, how, trainee)
+    assert {found[n] for n in ("compile_seconds", "graphs", "graph_breaks")} == {None}
+    # What lies in a graph's pool is reserved, but not allocated again when it is replayed.
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: GIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3 * GIB)
+    assert [peak_gib("cuda"), peak_gib("cuda", graph=True)] == [1, 3]
 
 
 def test_samples_latents_and_bounds() -> None:

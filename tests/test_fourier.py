@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from ladder.fourier import convolve
@@ -45,6 +49,12 @@ def test_a_large_kernel_of_biva_is_the_same_for_few_and_for_many(n: int) -> None
     x = torch.randn(n, 3, 8, 8, dtype=torch.float64)
     assert conv.by_fourier(x) is (n == 32)
     torch.testing.assert_close(conv(x), torch.cat([conv(row) for row in x.split(1)]))
+
+
+@pytest.mark.parametrize(("device", "way"), [("cpu", True), ("meta", True), ("cuda", False)])
+def test_only_where_it_was_measured(device: str, way: bool) -> None:
+    x = SimpleNamespace(shape=(32, 3, 8, 8), device=torch.device(device))
+    assert Conv(3, 4, 8).by_fourier(cast(Tensor, x)) is way
 
 
 def test_sizes_are_found_out_without_values() -> None:

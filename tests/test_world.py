@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from ladder import cli
 from ladder.build import resolve
-from ladder.errors import UserError
+from ladder.errors import SaidByTheFirst, UserError
 from ladder.train.feed import Setup, check_last_batch, own_part
 from ladder.train.meter import Meter
-from ladder.train.world import Consensus, World, agreed, found, gathered, joined, summed
+from ladder.train.world import Consensus, World, agreed, found, gathered, joined, led, summed
 
 # --- who a process is ---------------------------------------------------------------------------
 
@@ -95,6 +96,50 @@ def test_alone_there_is_no_group_and_nobody_to_ask() -> None:
     assert [consensus.of(code) for code in (None, 143, None)] == [None, 143, None]
 
 
+def nothing_fits() -> None:
+    raise UserError("nothing fits")
+
+
+@pytest.mark.parametrize(("rank", "kind"), [(0, UserError), (1, SaidByTheFirst)])
+def test_a_failure_of_the_first_one_is_its_own_to_say(
+    rank: int, kind: type, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ladder.train.world.agreed", lambda *_: "nothing fits")
+    with pytest.raises(UserError, match="nothing fits") as error:
+        led(nothing_fits, World(rank, 2))
+    assert type(error.value) is kind
+
+    def run(_: object) -> int:
+        raise error.value
+
+    monkeypatch.setattr("ladder.train.command.run", run)
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["train", "mnist_2layer"]) == 2
+    assert capsys.readouterr().err == ("" if rank else "ladder: nothing fits\n")
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"),
+    [
+        ("1", "ladder: process 1: train.device: 'cuda' is not there for process 99"),
+        ("x", "ladder: RANK: 'x' is no number; start with torchrun\n"),
+    ],
+)
+def test_what_only_one_process_cannot_do_it_says_itself(
+    rank: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": "99", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    words = ["mnist_2layer", "data=digits", "train.device=cuda", "--out", str(tmp_path / "run")]
+    assert cli.main(["train", *words]) == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
 # --- what each process computes -----------------------------------------------------------------
 
 
@@ -133,6 +178,14 @@ NORMED = "lvae_mnist_3layer"  # batch norm of one number for each datum
         (37, 32, 2, 2, None),  # of five one has three, the other two: two shards each
         (33, 32, 1, 2, "train.batch_size: 32 leaves one of 33 data for the last batch"),
         (35, 32, 1, 2, None),  # the one datum of a process is normalised with the others' two
+        # Of five whole, one process has three shards, the other two.
+        (
+            20,
+            5,
+            3,
+            2,
+            "train.accumulate: 3 parts are more than each of 2 processes has of a batch",
+        ),
         (35, 32, 3, 1, "train.batch_size: 32 in 3 parts leaves one of 35 data"),
         (38, 32, 3, 1, None),
         (64, 32, 1, 1, None),

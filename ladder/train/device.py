@@ -91,9 +91,10 @@ class Settings(NamedTuple):
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Let GPUs round what they multiply to tf32, or forbid it, by torch's older and newer settings.
+    """Let GPUs round what they multiply to tf32, or forbid it.
 
-    By both, as torch raises where somebody reads the older one and they disagree.
+    By torch's older and newer settings: it raises where somebody reads the older one and they
+    disagree.
     """
     for backend in _backends():
         backend.allow_tf32 = allowed
