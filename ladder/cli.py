@@ -31,6 +31,10 @@ class _Parser(argparse.ArgumentParser):
 def entry() -> NoReturn:
     """The `ladder` command."""
     sys.path.append(os.getcwd())  # for systems of the user's own
+    if sys.argv[1:2] in (["train"], ["ablate"]) and not {"-h", "--help"} & {*sys.argv}:
+        from ladder.train.device import flush_denormals
+
+        flush_denormals()  # here, since it is for the whole process
     code = main()
     try:
         sys.stdout.flush()

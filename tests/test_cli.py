@@ -299,3 +299,21 @@ def test_an_unforeseen_error_is_not_hidden(file: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(loop, "train_step", wrong)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", str(file), "--quiet"])
+
+
+FLUSHED = """
+import sys
+import torch
+from ladder import cli
+
+cli.main = lambda: print((torch.tensor(1e-39) * 1.0).item()) or 0
+sys.argv = ["ladder", "train"]
+cli.entry()
+"""
+
+
+def test_the_command_takes_denormals_for_zero_and_the_library_does_not() -> None:
+    ended = subprocess.run([sys.executable, "-c", FLUSHED], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "0.0\n")
+    assert cli.main(["presets"]) == 0
+    assert (torch.tensor(1e-39) * 1.0).item() > 0.0

@@ -12,7 +12,6 @@ from ladder.ablate.run import ablate, declared
 from ladder.ablate.write import markdown, record
 from ladder.errors import UserError
 from ladder.parse import to_yaml
-from ladder.train.device import flush_denormals
 
 
 def run(args: Namespace) -> int:
@@ -24,7 +23,6 @@ def run(args: Namespace) -> int:
     Returns:
         The exit code: 1 if a cell failed.
     """
-    flush_denormals()
     vary = vary_words(args.vary)
     if args.print_config:
         file = declared(args.target, vary, args.overrides, args.samples, args.n)

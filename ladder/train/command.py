@@ -14,7 +14,6 @@ from ladder.parse import to_yaml
 from ladder.presets import list_presets
 from ladder.report import write_report
 from ladder.train import run as records
-from ladder.train.device import flush_denormals
 from ladder.train.loop import fit
 from ladder.train.penalising import check_objective
 from ladder.train.summary import summary_json, summary_text
@@ -30,7 +29,6 @@ def run(args: Namespace) -> int:
     Returns:
         The exit code.
     """
-    flush_denormals()
     config, out, resume = _what_to_train(args)
     if args.print_config:
         return print_config(config)
