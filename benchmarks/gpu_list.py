@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 HERE = Path(__file__).parent
 
 
@@ -120,6 +122,14 @@ ITEMS = {
 }
 
 
+def check(device: str, released: str | None) -> None:
+    """End with a sentence where ten minutes would be for nothing."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        sys.exit("gpu_list.py: no GPU is here; --device cpu --tiny rehearses")
+    if released is not None and not Path(released).is_dir():
+        sys.exit(f"gpu_list.py: --released: no folder {released}")
+
+
 def command(name: str, device: str, tiny: bool, released: str | None) -> list[str]:
     """What runs an item.
 
@@ -163,6 +173,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = list(ITEMS) if "all" in arguments.run else arguments.run
     if names:
+        check(arguments.device, arguments.released)
         sys.exit(min(1, run(names, arguments)))
     for name, item in ITEMS.items():
         words = command(name, arguments.device, arguments.tiny, arguments.released)

@@ -368,11 +368,12 @@ def main() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         new = filled(text, page.parent)
-        old += [] if new == text else [page.name]
+        old += [] if new == text else [str(page.relative_to(ROOT))]
         if not check and new != text:
             page.write_text(new, encoding="utf-8")
     if check:
-        print("\n".join(old))
+        for name in old:
+            print(f"{name}: its tables are not those of results/; run python benchmarks/tables.py")
         sys.exit(1 if old else 0)
     for path, content in figures().items():
         path.write_bytes(content)

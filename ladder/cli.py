@@ -19,6 +19,7 @@ from ladder.bench import words as bench
 from ladder.errors import SaidByTheFirst, UserError, WorkFailed, suggest
 
 Arguments = argparse.Namespace
+ALONE = ("ablate", "bench", "evaluate", "import", "ood", "report", "sample")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +32,8 @@ class _Parser(argparse.ArgumentParser):
 def entry() -> NoReturn:
     """The `ladder` command."""
     sys.path.append(os.getcwd())  # for systems of the user's own
+    if os.path.isdir("z3"):  # a layer's; torch's compiler would take it for a package it can use
+        sys.modules.setdefault("z3", None)  # type: ignore[arg-type]
     if sys.argv[1:2] in (["train"], ["ablate"]) and not {"-h", "--help"} & {*sys.argv}:
         from ladder.train.device import flush_denormals
 
@@ -106,6 +109,8 @@ def _dispatch(words: list[str]) -> int:
     verb = words[0]
     if verb not in VERBS:
         raise UserError(f"no verb '{verb}'{suggest(verb, VERBS)}")
+    if verb in ALONE and "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(f"ladder {verb}: runs in one process; torchrun is for ladder train")
     run, describe, _ = VERBS[verb]
     parser = _Parser(prog=f"ladder {verb}", description=run.__doc__, allow_abbrev=False)
     describe(parser)

@@ -244,6 +244,8 @@ def iw_elbo(model: HierarchicalVAE, x: Tensor, samples: int, rows: int | None = 
         Importance Weighted Autoencoders (Burda, Grosse, Salakhutdinov, 2016),
         https://arxiv.org/abs/1509.00519
     """
+    if not isinstance(samples, int):
+        raise UserError(f"iw_elbo: samples should be a whole number, not {samples!r}")
     if samples < 1:
         raise UserError(f"iw_elbo: samples should be at least 1, not {samples}")
     b = x.shape[0]

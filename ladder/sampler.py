@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ladder.capture import Replay
+from ladder.errors import UserError
 from ladder.latent import Latent
 from ladder.likelihoods import Observation
 from ladder.model import HierarchicalVAE, Temperature
@@ -30,12 +31,15 @@ class Sampler:
             0-dim tensor on the model's device may be changed in place between calls.
 
     Raises:
-        UserError: If `n` or a temperature is out of range, or a name is not a layer's.
+        UserError: If `n` or a temperature is out of range, a name is not a layer's, or the model
+            is in training mode.
     """
 
     def __init__(self, model: HierarchicalVAE, n: int, temperature: Temperature = 1.0) -> None:
         check_number("Sampler", n)
         check_temperature(model, temperature)
+        if model.training:
+            raise UserError("Sampler: the model is in training mode; call its eval() first")
         self.model, self.n, self.temperature = model, n, temperature
         self.replay = Replay(self._decode, next(model.parameters()).device)
 

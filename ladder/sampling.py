@@ -362,6 +362,8 @@ def _check_names(model: HierarchicalVAE, names: Collection[str]) -> None:
 
 def check_number(function: str, value: int, name: str = "n", least: int = 1) -> None:
     """Raise UserError unless an argument is large enough."""
+    if not isinstance(value, int):
+        raise UserError(f"{function}: {name}={value!r} should be a whole number")
     if value < least:
         raise UserError(f"{function}: {name}={value} should be at least {least}")
 

@@ -68,6 +68,8 @@ def test_the_verb_prints_a_table_and_writes_its_rows(
         (["tiny_nvae", "--device", "cuda:99"], "bench: --device: 'cuda:99' is not there"),
         (["tiny_nvae", "--windows", "0"], "bench: --windows: 0 should be at least 1"),
         (["tiny_nvae", "train.lrr=1"], "train: no field 'lrr'; did you mean 'lr'?"),
+        (["tiny_nvae", "train.precision=bfloat16"], "bench: train.precision: give --precision"),
+        (["tiny_nvae", "data=digits"], "bench: data: give nothing; the data are random"),
         (["tiny_nvae", "--out", "rows.txt"], "bench: --out: rows.txt should be a .json file"),
     ],
 )

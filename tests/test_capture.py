@@ -109,6 +109,10 @@ def test_a_samplers_mistakes_have_their_sentence() -> None:
         Sampler(model, 0)
     with pytest.raises(UserError, match="temperature: -1 should be a finite number"):
         Sampler(model, 2, -1)
+    with pytest.raises(UserError, match=r"Sampler: n=2\.5 should be a whole number"):
+        Sampler(model, 2.5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="Sampler: the model is in training mode"):
+        Sampler(model.train(), 2)
 
 
 class Devices(TorchDispatchMode):

@@ -317,3 +317,24 @@ def test_the_command_takes_denormals_for_zero_and_the_library_does_not() -> None
     assert (ended.returncode, ended.stdout) == (0, "0.0\n")
     assert cli.main(["presets"]) == 0
     assert (torch.tensor(1e-39) * 1.0).item() > 0.0
+
+
+def test_resuming_a_path_is_the_run_that_was_asked_for(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word = f"train.resume={trained}"
+    assert cli.main(["train", "mnist_2layer", "data=digits", word]) == 2
+    assert "is a run of another model than mnist_2layer" in capsys.readouterr().err
+    own = str(trained.parent / "tiny.yaml")
+    assert cli.main(["train", own, word, "--out", "elsewhere"]) == 2
+    assert "leave --out away" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "ablate", "bench"])
+def test_other_verbs_are_for_one_process(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert cli.main([verb, "anything"]) == 2
+    assert "torchrun is for ladder train" in capsys.readouterr().err

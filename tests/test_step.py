@@ -361,6 +361,7 @@ def test_settings_that_exclude_each_other(words: list[str], sentence: str) -> No
 def test_compiled_as_a_whole_a_step_is_the_same_step() -> None:
     """Its noise too; the last batch, which is smaller, is not compiled."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     plain, compiled = (new_state(digits(f"train.compile={how}"), CPU) for how in ("none", "model"))
     for n in (150, 150, 97):
         x = torch.rand(n, 1, 28, 28)

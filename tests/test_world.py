@@ -13,7 +13,17 @@ from ladder.build import resolve
 from ladder.errors import SaidByTheFirst, UserError
 from ladder.train.feed import Setup, check_last_batch, own_part
 from ladder.train.meter import Meter
-from ladder.train.world import Consensus, World, agreed, found, gathered, joined, led, summed
+from ladder.train.world import (
+    Consensus,
+    World,
+    agreed,
+    found,
+    gathered,
+    joined,
+    led,
+    left_alone,
+    summed,
+)
 
 # --- who a process is ---------------------------------------------------------------------------
 
@@ -226,3 +236,20 @@ def test_what_processes_metered_is_brought_to_the_first_one(
         collect()
         assert meters[0].read() == {"a": (3 * 1.0 + 1 * 4.0) / 4}
         assert meters[1].read() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "ended"),
+    [
+        ("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:41", 2, True),
+        ("NCCL communicator was aborted on rank 0", 2, True),
+        ("mat1 and mat2 shapes cannot be multiplied", 2, False),
+        ("Connection closed by peer", 1, False),
+    ],
+)
+def test_who_is_left_alone_says_so_in_a_sentence(text: str, size: int, ended: bool) -> None:
+    error = RuntimeError(text)
+    told = left_alone(error, 6, World(0, size))
+    assert (told is not error) is ended
+    if ended:
+        assert str(told).startswith("step 7: another process ended")

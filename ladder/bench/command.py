@@ -20,6 +20,15 @@ from ladder.errors import UserError
 from ladder.files import write_atomic
 
 CHOSEN = ("mnist_2layer", "tiny_lvae_conv", "tiny_vdvae", "tiny_nvae", "tiny_biva")
+INSTEAD = {  # words that would be laid over by what an option says, or change nothing
+    "train.device": "--device",
+    "train.precision": "--precision",
+    "train.compile": "--mode eager compiled",
+    "train.cuda_graph": "--mode graph",
+    "train.recompute": "nothing; benchmarks/steps.py --recompute measures that",
+    "train.batch_size": "--batch",
+    "data": "nothing; the data are random",
+}
 QUICK = How(windows=2, steps=1, warmup=WARM_UPS, sample_batch=0, samples=0)
 
 
@@ -65,6 +74,10 @@ def cases(args: Namespace) -> Iterator[Case]:
         UserError: If one cannot.
     """
     words = [word for word in args.words if "=" in word and not Path(word).exists()]
+    for word in words:
+        name = word.partition("=")[0]
+        if name in INSTEAD:
+            raise UserError(f"bench: {name}: give {INSTEAD[name]}")
     targets = [word for word in args.words if word not in words] or CHOSEN
     for target, precision, mode in product(targets, args.precision, args.mode):
         own = resolve(target, words).train.batch_size

@@ -12,6 +12,7 @@ def describe(parser: ArgumentParser) -> None:
     Args:
         parser: Changed in place.
     """
+    parser.usage = "ladder bench [PRESET_OR_FILE ...] [key=value ...] [--batch N ...] [options]"
     add = parser.add_argument
     add(
         "words",

@@ -61,7 +61,7 @@ def _what_to_train(args: Namespace) -> tuple[Config[ModelConfig], Path, bool]:
     config = resolve(args.target, args.overrides)
     wish = config.train.resume
     if isinstance(wish, str) and wish != "auto":
-        return records.read_config(Path(wish), args.overrides), Path(wish), True
+        return _going_on(config, Path(wish), args), Path(wish), True
     if wish == "auto" and args.out is None:
         raise UserError("train.resume: auto needs to know the run; give it with --out")
     out = args.out or records.default_path(config)
@@ -69,6 +69,18 @@ def _what_to_train(args: Namespace) -> tuple[Config[ModelConfig], Path, bool]:
     if wish is True and not there:
         raise UserError(f"train.resume: nothing to resume in {out}; 'auto' starts a new run then")
     return config, out, bool(wish) and there
+
+
+def _going_on(config: Config[ModelConfig], run: Path, args: Namespace) -> Config[ModelConfig]:
+    """The configuration of the run that `train.resume` names, if it is what was asked for."""
+    if args.out is not None:
+        raise UserError(
+            f"train.resume: goes on in {run}; leave --out away, or give train.resume=auto"
+        )
+    own = records.read_config(run, args.overrides)
+    if own.model != config.model:
+        raise UserError(f"train.resume: {run} is a run of another model than {args.target}")
+    return own
 
 
 def _given(args: Namespace) -> str:

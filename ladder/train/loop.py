@@ -26,7 +26,7 @@ from ladder.train.replayed import Replayed, wants_graph
 from ladder.train.state import State, new_state
 from ladder.train.step import train_step
 from ladder.train.stop import StopWatch
-from ladder.train.world import Consensus, World, agreed, found, joined, led
+from ladder.train.world import Consensus, World, agreed, found, joined, led, left_alone
 
 
 class Summary(NamedTuple):
@@ -81,6 +81,8 @@ def fit(
         try:
             with StopWatch(config.train.time_limit) as watch:
                 evaluation = _loop(course, watch)
+        except RuntimeError as error:
+            raise left_alone(error, course.state.step, world) from None
         finally:
             course.progress.close()
     steps, split = course.state.step, course.setup.split

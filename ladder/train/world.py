@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ladder.errors import SaidByTheFirst, UserError
+from ladder.errors import SaidByTheFirst, UserError, WorkFailed
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -155,6 +156,18 @@ def met(world: World) -> Store:
         time.sleep(PAUSE)
         if store.check([own]):
             return PrefixStore(room, store)
+
+
+def left_alone(error: RuntimeError, step: int, world: World) -> Exception:
+    """What to raise for an error while training: a sentence, if another process has ended."""
+    if world.size == 1 or not re.search(
+        "gloo|nccl|connection|timed out", str(error), re.IGNORECASE
+    ):
+        return error
+    return WorkFailed(
+        f"step {step + 1}: another process ended, or could not be heard; all go on from the last "
+        "checkpoint if they are started again with train.resume=auto"
+    )
 
 
 def agreed(value: Any, world: World) -> Any:
