@@ -314,12 +314,12 @@ def test_memory_that_runs_out_leaves_statistics_as_they_were(
 
 
 def test_without_memory_for_a_graph_steps_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = digits()
+    config, told = digits(), list[str]()
     setup, state = set_up(config, Path("unused")), new_state(config, CPU)
-    replayed = Replayed(setup, state)
+    replayed = Replayed(setup, state, told.append)
 
     def full() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise torch.OutOfMemoryError("CUDA out of memory.\nSee documentation")
 
     full.graph = None  # type: ignore[attr-defined]
     monkeypatch.setattr(replayed, "replay", full)
@@ -327,21 +327,30 @@ def test_without_memory_for_a_graph_steps_go_on(monkeypatch: pytest.MonkeyPatch)
     plain = new_state(config, CPU)
     train_step(plain, next(batches(setup, 0)), config)
     assert replayed.replay is None
+    assert told == [
+        "train.cuda_graph: a step of this model could not be captured (CUDA out of memory); "
+        "give false"
+    ]
     assert all(torch.equal(a, b) for a, b in zip(plain.weights, state.weights, strict=True))
     assert (state.step, state.meter.data) == (1, 150)
 
 
 def test_what_cannot_be_captured_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = digits()
-    replayed = Replayed(set_up(config, Path("unused")), new_state(config, CPU))
+    config, told = digits("train.cuda_graph=true"), list[str]()
+    setup = set_up(config, Path("unused"))
+    replayed = Replayed(setup, new_state(config, CPU), told.append)
 
     def waiting() -> None:
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
     waiting.graph = None  # type: ignore[attr-defined]
     monkeypatch.setattr(replayed, "replay", waiting)
-    with pytest.raises(WorkFailed, match=r"train\.cuda_graph: .* cannot be captured"):
+    with pytest.raises(WorkFailed, match=r"train\.cuda_graph: .* could not be captured"):
         replayed()
+    unasked = Replayed(setup._replace(config=digits()), new_state(config, CPU), told.append)
+    monkeypatch.setattr(unasked, "replay", waiting)
+    unasked()  # goes on without
+    assert unasked.state.step == len(told) == 1
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def stepper(course: Course) -> Callable[[], None]:
     """What does the next step of a training, and those after it."""
     setup, state = course.setup, course.state
     if wants_graph(setup, state):
-        return Replayed(setup, state)
+        return Replayed(setup, state, course.progress.note)
     source = batches(setup, state.step)
 
     def advance() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -59,13 +61,14 @@ class Replayed:
     Args:
         setup: What stays the same; its data lie on the device.
         state: The run.
+        tell: Called with a sentence if steps go on without a graph.
 
     Attributes:
-        replay: The captured step; `None` once there is no memory for it.
+        replay: The captured step; `None` where there is no memory for it, or it cannot be.
     """
 
-    def __init__(self, setup: Setup, state: State) -> None:
-        self.setup, self.state = setup, state
+    def __init__(self, setup: Setup, state: State, tell: Callable[[str], None] = print) -> None:
+        self.setup, self.state, self.tell = setup, state, tell
         self.rows = indices(setup, state.step)
         size = min(setup.config.train.batch_size, len(setup.images))
         self.index = torch.zeros(size, dtype=torch.int64, device=setup.device)
@@ -76,7 +79,7 @@ class Replayed:
         """Do the next step.
 
         Raises:
-            WorkFailed: If the model does what no graph can.
+            WorkFailed: If the model does what no graph can, and a graph was asked for.
         """
         index = next(self.rows)
         if self.state.accumulate > 1:
@@ -95,8 +98,9 @@ class Replayed:
         except RuntimeError as error:
             if self.replay.graph is not None:
                 raise
-            if not out_of_memory(error):
-                raise _not_capturable(error) from error
+            if not out_of_memory(error) and self.setup.config.train.cuda_graph:
+                raise WorkFailed(_not_captured(error)) from error
+            self.tell(_not_captured(error))
             self.replay = None  # a capture computes nothing, so the step is still to be done
             self._plainly(index)
             return
@@ -113,10 +117,6 @@ class Replayed:
         update(state, gradients(state, x, setup.config, n), setup.config, n, n)
 
 
-def _not_capturable(error: RuntimeError) -> Exception:
-    if "captur" not in str(error):
-        return RuntimeError(f"while a step was captured: {error}")
-    return WorkFailed(
-        "train.cuda_graph: a step of this model cannot be captured, because it waits for the GPU "
-        f"or allocates by its values ({str(error).splitlines()[0]}); give false"
-    )
+def _not_captured(error: RuntimeError) -> str:
+    reason = str(error).partition("\n")[0].rstrip(".")
+    return f"train.cuda_graph: a step of this model could not be captured ({reason}); give false"
