@@ -176,15 +176,17 @@ def test_stopped_together_they_go_on_together(
 
 
 def test_what_cannot_be_done_together_is_done_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(courses: Any) -> None:
-        raise TypeError("vmap: a system of the user's own")
+        raise TypeError("vmap: a system of the user's own\nand where")
 
     monkeypatch.setattr(many, "Together", broken)
     table = ablate(BASE_FILE, tmp_path / "out", vary={"train.seed": [0, 1]}, jobs="together")
     assert len(table.results) == 2
     assert not table.failed
+    told = "2 cells could not train together (TypeError: vmap: a system of the user's own); each"
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["some", "1.5", "-1"])

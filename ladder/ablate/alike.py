@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ladder.ablate.cell import Task, resumable, trained, training_config
@@ -23,13 +23,16 @@ def on_gpu(tasks: Sequence[Task]) -> bool:
     return any(choose_device(device).type == "cuda" for device in devices)
 
 
-def alike_together(tasks: Sequence[Task], done: Done, quiet: bool) -> None:
+def alike_together(
+    tasks: Sequence[Task], done: Done, quiet: bool, tell: Callable[[str], None]
+) -> None:
     """Train cells of one kind together, then do what is left one by one.
 
     Args:
         tasks: The cells.
         done: Called after each with the reason why it failed, or `None`.
         quiet: Show no progress.
+        tell: Called with a sentence where cells that seemed alike could not train together.
 
     Raises:
         Stopped: After a signal or at the time limit.
@@ -41,7 +44,9 @@ def alike_together(tasks: Sequence[Task], done: Done, quiet: bool) -> None:
             failed = fit_together([_job(t) for t in group], minutes, quiet)
         except Stopped:
             raise
-        except Exception:  # what one of them cannot do with others it may do alone, below
+        except Exception as error:  # what one of them cannot do with others it may do alone
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            tell(f"{len(group)} cells could not train together ({reason}); each goes on alone")
             continue
         reasons |= {t.cell.name: failed[t.run] for t in group if t.run in failed}
     for task in tasks:

@@ -123,7 +123,7 @@ class _Work:
         if isinstance(jobs, int) and jobs > 1:
             at_once(self.tasks, self.done, jobs, lock)
         elif jobs == "together" or (jobs is None and on_gpu(self.tasks)):
-            alike_together(self.tasks, self.done, silent)
+            alike_together(self.tasks, self.done, silent, self._tell)
         else:
             one_by_one(self.tasks, self.done, silent)
 

@@ -136,13 +136,7 @@ def new_state(
     total = total or config.train.steps
     _check(config, device, world)
     with seeded(config.train.seed):
-        model = build_model(config=config).to(device)
-        _arrange(model, config, device)
-        if first is not None:
-            _initialise(model, binarize(first) if config.data.binarize == "dynamic" else first)
-        if _compiles(model, config, device, total):
-            # Asked for, a break is an error; unasked, a system of the user's own may have some.
-            compile_layers(model, fullgraph=config.train.compile == "layers")
+        model = _new_model(config, device, first, total)
         penalties = config.objective.penalties
         penalising = Penalising(config.objective, model) if penalties is not None else None
     if isinstance(config.train.lr_decay, CosineDecay) and total is None:
@@ -180,6 +174,20 @@ def new_state(
         world=world,
         accumulate=config.train.accumulate,
     )
+
+
+def _new_model(
+    config: Config[ModelConfig], device: torch.device, first: Tensor | None, total: int | None
+) -> HierarchicalVAE:
+    """The model, arranged, initialised and compiled; arguments as of `new_state`."""
+    model = build_model(config=config).to(device)
+    _arrange(model, config, device)
+    if first is not None:
+        _initialise(model, binarize(first) if config.data.binarize == "dynamic" else first)
+    if _compiles(model, config, device, total):
+        # Asked for, a break is an error; unasked, a system of the user's own may have some.
+        compile_layers(model, fullgraph=config.train.compile == "layers")
+    return model
 
 
 def _check(config: Config[ModelConfig], device: torch.device, world: World) -> None:
